@@ -24,6 +24,7 @@ from kquant.app import (
     migrate_command,
     project_command,
     telling,
+    transcribe_command,
     view_command,
 )
 from kquant.app.options import (
@@ -338,6 +339,7 @@ def demo(
 app.command()(compress_command.compress)
 app.command("export")(project_command.export)
 app.command()(detect_command.detect)
+app.command()(transcribe_command.transcribe)
 app.command()(view_command.view)
 app.command()(migrate_command.migrate)
 app.command()(telling.check)

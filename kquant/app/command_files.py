@@ -29,7 +29,7 @@ from kquant.files.named_files import check_data, check_labels_file
 from kquant.files.untrusted import read_arrays, read_text
 from kquant.graph import inputs
 from kquant.graph.keras_private import deep_graphs
-from kquant.tflite.reader import FileModel
+from kquant.tflite.reader import FileModel, inspect
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".pgm", ".ppm")
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM")
@@ -70,6 +70,14 @@ def load_model(path: str | Path) -> keras.Model:
         model = keras_files.load(path)
     collector.go_on()
     return model
+
+
+def subject_of(path: Path) -> tuple[Any, tuple[Input, ...]]:
+    """A file by its path, or a Keras model, and what it takes."""
+    if path.suffix == ".tflite":
+        return path, inputs_of(inspect(path))
+    model = load_model(path)
+    return model, inputs_of(model)
 
 
 def _shorten(text: str, width: int = 240) -> str:

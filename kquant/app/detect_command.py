@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kquant.app.options import Data, Head, Json, Limit, RuntimeOrNone, Scale, refusing
+from kquant.app.options import Data, Head, Json, Limit, RuntimeOrNone, Scale, check_runtime_of, refusing, say_rows
 from kquant.files.named_files import check_results
 
 COLUMNS = ("sample", "class", "score", "top", "left", "bottom", "right")
@@ -28,40 +28,25 @@ def detect(
     """Find boxes in samples: raw outputs are decoded and chosen, in integers of a file, as C does it on a device."""
     if path is not None:
         check_results([path], model, (".json",))
-    if runtime is not None and model.suffix != ".tflite":
-        raise ValueError(
-            f"--runtime {runtime}: runs TFLite files, and {model} is a Keras model, which runs itself. Export it "
-            "first, or leave --runtime out."
-        )
-
-    import json
+    check_runtime_of(model, runtime)
 
     from kquant import report
     from kquant.app import command_files
     from kquant.detecting.detection_file import read_detection
     from kquant.detecting.outputs import detect as run_detect
     from kquant.detecting.outputs import roles_in
-    from kquant.files.atomic import write_atomically
     from kquant.tflite.file_about import check_labels
-    from kquant.tflite.reader import inspect as run_inspect
 
     names = command_files.load_names(classes) if classes else []
-    subject: Any = model if model.suffix == ".tflite" else command_files.load_model(model)
+    subject, takes = command_files.subject_of(model)
     head = read_detection(detection)
     roles = roles_in(subject, head)
     check_labels(names, (1, roles.rows, roles.scores.many), 0, f"--classes {classes}")
-    takes = command_files.inputs_of(run_inspect(model) if subject is model else subject)
     arrays = command_files.load_data(data, takes, scale=scale, limit=limit)
     rows = [_rows(each, names) for each in run_detect(subject, arrays, head, runtime=runtime or "litert")]
-    text = json.dumps(rows, indent=1)
-    if path is not None:
-        write_atomically(path, f"{text}\n".encode(), "detect")
-    if as_json:
-        typer.echo(text)
-        return
     cells = [(str(n), *map(_cell, row.values())) for n, sample in enumerate(rows) for row in sample]
     title = f"{len(cells)} boxes in {len(rows)} samples, corners in parts of the image"
-    typer.echo(report.render_table(report.Table(title, COLUMNS, tuple(cells))), nl=False)
+    say_rows("detect", rows, report.Table(title, COLUMNS, tuple(cells)), path, as_json)
 
 
 def _rows(boxes: Any, names: list[str]) -> list[dict[str, Any]]:

@@ -105,6 +105,9 @@ RuntimeOrNone = Annotated[
 HEAD = typer.Option("--detection", help="What the outputs of a detector mean (.toml, docs/detection.md)")
 Head = Annotated[Path, HEAD]
 HeadOrNone = Annotated[Path | None, HEAD]
+CtcOrNone = Annotated[
+    Path | None, typer.Option("--ctc", help="What the scores of a network trained with CTC mean (.toml)")
+]
 ChoosesOrNone = Annotated[
     Path | None, typer.Option("--detection", help="Let a detector's file choose boxes itself, in float (.toml)")
 ]
@@ -192,6 +195,12 @@ def _detection(value: Path) -> None:
     read_detection(value)
 
 
+def _ctc(value: Path) -> None:
+    from kquant.transcribing.ctc_file import read_ctc
+
+    read_ctc(value)
+
+
 def _steps(value: str) -> None:
     from kquant.correct.steps import check_step, split_steps
 
@@ -217,7 +226,30 @@ CHECKS: dict[str, Callable[[Any], Any]] = {
     "steps": _steps,
     "kind": _kind,
     "detection": _detection,
+    "ctc": _ctc,
 }
+
+
+def answers_in(detection: Path | None, ctc: Path | None) -> dict[str, Any]:
+    """What the files say that outputs mean, as arguments of verbs."""
+    from kquant.detecting.detection_file import read_detection
+    from kquant.transcribing.ctc_file import read_ctc
+
+    given = {"detection": (read_detection, detection), "ctc": (read_ctc, ctc)}
+    return {name: None if path is None else read(path) for name, (read, path) in given.items()}
+
+
+def check_runtime_of(model: Path, runtime: str | None) -> None:
+    """That a runtime was named for a file only.
+
+    Raises:
+        ValueError: for a Keras model.
+    """
+    if runtime is not None and model.suffix != ".tflite":
+        raise ValueError(
+            f"--runtime {runtime}: runs TFLite files, and {model} is a Keras model, which runs itself. Export it "
+            "first, or leave --runtime out."
+        )
 
 
 def refusing(command: Callable[..., None]) -> Callable[..., None]:
@@ -245,3 +277,16 @@ def say(result: Any, as_json: bool, *, details: bool = True) -> None:
         typer.echo(report.to_json(result))
     else:
         report.show(result, details=details)
+
+
+def say_rows(who: str, rows: Any, table: Any, path: Path | None, as_json: bool) -> None:
+    """Print what was found of samples as a table, or as the JSON that goes to `path` as well."""
+    import json
+
+    from kquant import report
+    from kquant.files.atomic import write_atomically
+
+    text = json.dumps(rows, indent=1)
+    if path is not None:
+        write_atomically(path, f"{text}\n".encode(), who)
+    typer.echo(text if as_json else report.render_table(table), nl=as_json)

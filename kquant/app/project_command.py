@@ -8,7 +8,21 @@ from typing import Annotated, Any
 
 import typer
 
-from kquant.app.options import Data, HeadOrNone, Json, Limit, Mean, Scale, Shape, Std, refusing, say, writing
+from kquant.app.options import (
+    CtcOrNone,
+    Data,
+    HeadOrNone,
+    Json,
+    Limit,
+    Mean,
+    Scale,
+    Shape,
+    Std,
+    answers_in,
+    refusing,
+    say,
+    writing,
+)
 from kquant.projects.kinds import kind_and_target
 
 Classes = Annotated[Path | None, typer.Option("--labels", help="Class numbers (.npy) of the samples in --test")]
@@ -30,6 +44,7 @@ def export(
     test: Annotated[Path | None, typer.Option("--test", help="Samples that judge, like --data; with --labels")] = None,
     labels: Classes = None,
     detection: HeadOrNone = None,
+    ctc: CtcOrNone = None,
     recipe: Annotated[str | None, typer.Option("--recipe", help="For a float model; int8 by default")] = None,
     *,
     form: dict[str, Any],
@@ -50,7 +65,6 @@ def export(
     _together(test, labels)
 
     from kquant.app import command_files
-    from kquant.detecting.detection_file import read_detection
     from kquant.projects.project import bundle, earlier
     from kquant.tflite.raw_values import normalization_of
 
@@ -65,8 +79,8 @@ def export(
     qmodel = _quantized(model, keras_model, arrays, runs_on, {**chosen, "verbose": not as_json and sys.stderr.isatty()})
     raw = {"scale": None if scale == 1.0 else scale, "mean": mean, "std": std}
     about = {"kind": kind, "name": name or model.stem, "golden": golden, "labels": names, "debug": debug}
-    about["detection"] = None if detection is None else read_detection(detection)
     given = {"data": arrays, "test": judges, "accelerator": accelerator, **about, **raw, **form}
+    given |= answers_in(detection, ctc)
     say(bundle(qmodel, folder, **given), as_json)  # pyright: ignore[reportArgumentType]
 
 

@@ -10,6 +10,7 @@ from kquant import targets
 from kquant.app.options import (
     Arena,
     Compression,
+    CtcOrNone,
     Edges,
     Flash,
     HeadOrNone,
@@ -19,6 +20,7 @@ from kquant.app.options import (
     Model,
     Shape,
     Target,
+    answers_in,
     refusing,
     say,
 )
@@ -31,15 +33,15 @@ def check(
     recipe: Annotated[str | None, typer.Option("--recipe", help="Tell the bits of every layer's weights, too")] = None,
     input_shape: Shape = None,
     detection: HeadOrNone = None,
+    ctc: CtcOrNone = None,
     as_json: Json = False,
 ) -> None:
     """Tell for every layer whether it can be integer on a target, and where it runs there, before any training."""
     from kquant.app import command_files
-    from kquant.detecting.detection_file import read_detection
     from kquant.placing.checking import check as run_check
 
-    head = None if detection is None else read_detection(detection)
-    found = run_check(command_files.load_model(model), target, recipe=recipe, input_shape=input_shape, detection=head)
+    about = {"recipe": recipe, "input_shape": input_shape, **answers_in(detection, ctc)}
+    found = run_check(command_files.load_model(model), target, **about)
     say(found, as_json)
     raise typer.Exit(0 if found.ok else 1)
 

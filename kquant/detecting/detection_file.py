@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kquant.core.messages import check_known
 from kquant.detecting.spec import Detection
-from kquant.files.untrusted import MOST_SETTINGS_BYTES, parse_toml, read_arrays, read_text
+from kquant.files.answer_file import read_answer
+from kquant.files.untrusted import read_arrays
 
 ARRAYS = ("anchors", "cells")  # too long for such a file: names of others beside it
 
@@ -32,18 +31,14 @@ def read_detection(path: str | Path) -> Detection:
         0.4
     """
     where = f"--detection {path}"
-    given = parse_toml(read_text(path, where, MOST_SETTINGS_BYTES), where)
-    for key in given:
-        check_known(f"{where}: no key '{key}'", key, [field.name for field in fields(Detection)])
-    for key in ARRAYS:
-        if isinstance(given.get(key), str):
-            given[key] = _array(Path(path).parent / given[key], f"{where}: {key}")
-    if isinstance(given.get("scales"), list):
-        given["scales"] = tuple(given["scales"])
-    try:
-        return Detection(**given)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: {error}") from error
+
+    def prepared(given: dict[str, Any]) -> dict[str, Any]:
+        beside = {key: given[key] for key in ARRAYS if isinstance(given.get(key), str)}
+        arrays = {key: _array(Path(path).parent / name, f"{where}: {key}") for key, name in beside.items()}
+        scales = {"scales": tuple(given["scales"])} if isinstance(given.get("scales"), list) else {}
+        return {**given, **arrays, **scales}
+
+    return read_answer(Detection, path, where, prepared)
 
 
 def _array(path: Path, where: str) -> np.ndarray:

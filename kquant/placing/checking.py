@@ -23,6 +23,8 @@ from kquant.prepare.placement import Change, Cut, Placement
 from kquant.recipe import recipe as recipes
 from kquant.targets.accelerator import Accelerator
 from kquant.tflite.box_choice import CODE
+from kquant.transcribing.best_path import steps_in
+from kquant.transcribing.spec import Ctc
 from kquant.views.float_model import read
 
 PLAIN = "int8"  # the recipe of `kquant.quantize` where nobody names one
@@ -36,6 +38,7 @@ def check(
     recipe: str | Path | dict[str, Any] | recipes.Recipe | None = None,
     input_shape: Any = None,
     detection: Detection | None = None,
+    ctc: Ctc | None = None,
 ) -> CheckReport:
     """Tell for every layer whether it can be integer on the target, and where it runs, before training or calibration.
 
@@ -50,6 +53,8 @@ def check(
         input_shape: static shape(s) for models with open dimensions, batch axis included.
         detection: of a detector, what its outputs mean: refused here, before training, where boxes, scores and anchors
             do not fit; the report's `boxes` tells whether `kquant.export(detection=...)` takes it.
+        ctc: of a network trained with CTC, what its output means: refused likewise where steps, classes, blank and
+            alphabet do not fit; the report's `labels` tells what is read.
 
     Returns:
         The report. Batch norms and constant factors are "folded" where a neighbour takes them in, as recipes do by
@@ -58,8 +63,8 @@ def check(
         joins it again: changes that were tried on a copy.
 
     Raises:
-        ValueError: not a Keras 3 model, or one whose `call` cannot be followed; a recipe or a detection that does not
-            fit it.
+        ValueError: not a Keras 3 model, or one whose `call` cannot be followed; a recipe, a detection or a ctc that
+            does not fit it.
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, activation="gelu")])
@@ -74,7 +79,8 @@ def check(
     """
     check_keras(model, "check")
     boxes = "" if detection is None else _boxes(model, detection, target, input_shape)
-    report = replace(forecast(model, target, recipe=recipe, input_shape=input_shape), boxes=boxes)
+    labels = "" if ctc is None else steps_in(model, ctc, _made(model, input_shape))
+    report = replace(forecast(model, target, recipe=recipe, input_shape=input_shape), boxes=boxes, labels=labels)
     beside = targets.load(target).accelerator
     if beside is None or not report.ok:
         return report
@@ -85,8 +91,7 @@ def check(
 def _boxes(model: keras.Model, detection: Detection, target: str, input_shape: Any) -> str:
     """Whether the file can choose boxes itself."""
     check_kind("check", "detection", detection, Detection)
-    # of open shapes what `input_shape` makes of them
-    made = [t.shape for t in read(model, input_shape).output_tensors] if input_shape is not None else None
+    made = _made(model, input_shape)
     roles, outputs = roles_in(model, detection, made), len(keras.tree.flatten(model.outputs))
     why = why_beside(detection, roles, outputs, targets.load(target))
     if why:
@@ -95,6 +100,11 @@ def _boxes(model: keras.Model, detection: Detection, target: str, input_shape: A
         f"boxes are chosen beside the file, in integers; or by the file with kquant.export(detection=...), whose last "
         f"operator is {CODE} then, in float32 by its nature"
     )
+
+
+def _made(model: keras.Model, input_shape: Any) -> list[Any] | None:
+    """Shapes of outputs: of open ones what `input_shape` makes of them; None: those that the model tells."""
+    return None if input_shape is None else [t.shape for t in read(model, input_shape).output_tensors]
 
 
 def _placed(

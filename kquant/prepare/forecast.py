@@ -67,6 +67,7 @@ class CheckReport(Result):
         advice: what costs accuracy, or time, although every layer can be integer.
         recipe: its name; empty where none was given.
         boxes: of a detector, whether the file can choose its boxes itself, and which operator of it is float then.
+        labels: of a network trained with CTC, which output they are read of, and how.
         placement: where the operators run, on a target with an accelerator beside its processor; None on others, and
             where a layer has no integer form.
     """
@@ -79,6 +80,7 @@ class CheckReport(Result):
     recipe: str = ""
     placement: Placement | None = None
     boxes: str = ""
+    labels: str = ""
 
     def __repr__(self) -> str:
         bad = [row.layer for row in self.layers if row.status in ("no kernel", "refused")]

@@ -137,7 +137,7 @@ def _check(report: CheckReport) -> Page:
         verdict = f"{verdict}; {said_of(placed)}"
         findings, facts = (*placement_findings(placed), *findings), (*facts, *placement_facts(placed))
         tables = (*tables, placement_table(placed))
-    facts = (*facts, report.boxes) if report.boxes else facts
+    facts = (*facts, *filter(None, (report.boxes, report.labels)))
     headline = f"{report.model} on {report.target}{how}: {verdict}"
     return Page(headline=headline, ok=report.ok, findings=findings, facts=facts, tables=tables)
 

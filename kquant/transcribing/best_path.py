@@ -101,6 +101,30 @@ def resolved(ctc: Ctc, names: Sequence[str], shapes: Sequence[Sequence[Any]], wh
     return output, replace(ctc, blank=ctc.blank % classes)
 
 
+def steps_in(model: keras.Model, ctc: Ctc, made: Sequence[Sequence[Any]] | None = None) -> str:
+    """What is read of a Keras model's outputs, as a sentence.
+
+    Args:
+        model: float or quantized.
+        ctc: what the output means.
+        made: the shapes of the outputs, in their order; None: those that the model tells.
+
+    Raises:
+        TypeError: `ctc` is no `Ctc`.
+        ValueError: see `transcribe`.
+    """
+    check_kind("check", "ctc", ctc, Ctc)
+    shapes = named_shapes(model)
+    sizes = list(shapes.values()) if made is None else made
+    output, chosen = resolved(ctc, list(shapes), sizes, model.name)
+    steps, classes = sizes[output][1:]
+    many = "steps" if steps is None else f"{steps} steps"
+    return (
+        f"labels are read beside the file, in integers: of output '{list(shapes)[output]}', {many} of {classes} "
+        f"classes, of which {chosen.blank} is the blank"
+    )
+
+
 def best_path(scores: np.ndarray, blank: int) -> tuple[np.ndarray, np.ndarray]:
     """Labels and the steps at which they begin.
 

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 COMMANDS = ("compress", "analyze", "correct", "autotune", "check", "inspect", "bytes", "verify", "predict", "recipes")
-COMMANDS += ("demo", "scan", "size", "detect")
+COMMANDS += ("demo", "scan", "size", "detect", "transcribe")
 layers = keras.layers
 
 

@@ -66,6 +66,8 @@ def test_wrong_arguments_are_told_at_once(tmp_path: Path) -> None:
         (["verify", model, absent, "--data", data], 1, "give the path of a .tflite file"),
         (["predict", absent, "--data", data], 1, "give the path of a .tflite file"),
         (["detect", file, "--data", data, "--detection", recipe("form = 'corners'")], 1, "no key 'name'"),
+        (["transcribe", file, "--data", data, "--ctc", recipe("blank = 0")], 1, "no key 'name'"),
+        (["transcribe", file, "--data", data, "--lengths", absent], 1, "give .npy or .npz"),
         (["inspect", absent], 1, "give the path of a .tflite file"),
         (["correct", model, "--data", data, "--recipe", "int9", "--dry-run"], 1, "Did you mean 'int8'?"),
         (["correct", model, "--data", data, "--steps", "equalise", "--dry-run"], 1, "Did you mean 'equalize'?"),
