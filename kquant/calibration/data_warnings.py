@@ -7,10 +7,9 @@ import numpy as np
 
 from kquant.calibration.observations import Observations
 from kquant.calibration.observers import OVERSHOOT, QUIET_SOUND, SOUND_BITS, is_sound
-from kquant.calibration.strange_data import warn_of_strange_data
+from kquant.calibration.strange_data import key_of, warn_of_strange_data
 from kquant.core.messages import first_of, warn
 from kquant.core.spec import QuantSpec
-from kquant.graph.graph import Node
 from kquant.graph.stored import Stored
 from kquant.layers.kernel import Holder
 from kquant.layers.nodes import FakeQuant, encodings_of
@@ -192,11 +191,11 @@ def _warn_full_scale(qmodel: keras.Model, seen: Observations) -> None:
         if not isinstance(node.op, MicroFrontend):
             continue
         before = graph.producers.get(id(node.inputs[0]))
-        while before is not None and _key(before) not in seen.tensors and len(before.inputs) == 1:
+        while before is not None and key_of(before) not in seen.tensors and len(before.inputs) == 1:
             before = graph.producers.get(id(before.inputs[0]))  # its grid is that of what it moves
-        if before is None or _key(before) not in seen.tensors:
+        if before is None or key_of(before) not in seen.tensors:
             continue
-        s, whole = seen.tensors[_key(before)], node.op.full_scale
+        s, whole = seen.tensors[key_of(before)], node.op.full_scale
         peak = max(-float(s.lows.min()), float(s.highs.max()))
         if 0.0 < peak and (peak > LOUD * whole or (peak < QUIET_SOUND < whole)):
             does = "cuts them off at that" if peak > whole else f"rounds them to {round(peak)} steps and less"
@@ -204,11 +203,6 @@ def _warn_full_scale(qmodel: keras.Model, seen: Observations) -> None:
                 f"calibrate: {node.name} (MicroFrontend): the loudest of its samples is {peak:g}, and "
                 f"full_scale={whole:g} {does}, so that hardly any sound is left. {_scaled(peak)}"
             )
-
-
-def _key(node: Node) -> tuple[str, int]:
-    """Under which observations hold what an encoding gives."""
-    return node.op.name, node.kwargs.get("site", 0)
 
 
 def _scaled(peak: float) -> str:

@@ -10,14 +10,16 @@ initial 0 and 1. So two numbers stand against the root mean square of what its l
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
-from kquant.calibration.observations import Observations
+from kquant.calibration.observations import Key, Observations
+from kquant.calibration.tensor_statistics import Statistics
 from kquant.core.messages import warn
-from kquant.graph.graph import Graph, Node, outputs_of
+from kquant.graph.graph import Graph, Node, outputs_of, reachable
 from kquant.graph.keras_private import every_layer
 from kquant.layers.nodes import Compressed, FakeQuant, observing
 from kquant.views.quantized_model import graph_if_large, read
@@ -36,33 +38,76 @@ def warn_of_strange_data(qmodel: keras.Model, seen: Observations) -> None:
     """
     if not any(isinstance(layer, Compressed) and layer.mean is not None for layer in every_layer(qmodel)):
         return
-    graph, names = read(qmodel), {key[0] for key in seen.tensors}
-    normed = (_normed(graph, node) for node in graph.nodes if node.op.name in names)
-    layer, encoding = next((pair for pair in normed if pair is not None), (None, ""))
-    if layer is None:
-        return  # what comes behind the first one repeats it
-    allowed, explained = _reach(layer)
-    least = max(STRANGE * allowed, BEYOND * explained)
-    typical = _typical(qmodel, seen, encoding, least)
-    if typical > least:
-        warn(
-            f"calibrate: '{layer.name}' gives values of {typical:.3g} (root mean square), {typical / allowed:.0f} "
-            "times what the mean and variance of its batch norm allow for. Are these data scaled as those that trained "
-            "the model (x / 255, x / 127.5 - 1)? The file is made for the data given here."
-        )
+    graph = read(qmodel)
+    # a layer behind others may speak too: the first may be of another input, or may never have been trained
+    for normed in (_normed(graph, node) for node in graph.nodes if key_of(node) in seen.tensors):
+        if normed is None:
+            continue
+        layer = normed.made.op
+        allowed, explained = _reach(layer)
+        least = max(STRANGE * allowed, BEYOND * explained)
+        if not np.isfinite(least):
+            continue
+        typical = _typical(qmodel, seen, normed.key, least)
+        if typical <= least and normed.activated and _is_capped(seen.tensors[normed.key]):
+            typical = _before(graph, seen, normed.made)
+        if typical > least:
+            warn(
+                f"calibrate: '{layer.name}' gives values of {typical:.3g} (root mean square), {typical / allowed:.0f} "
+                "times what the mean and variance of its batch norm allow for. Are these data scaled as those that "
+                "trained the model (x / 255, x / 127.5 - 1)? The file is made for the data given here."
+            )
+            return  # what comes behind it repeats it
 
 
-def _normed(graph: Graph, node: Node) -> tuple[Compressed, str] | None:
-    """The layer with a folded batch norm whose output, behind its activation, this encoding holds; and its name."""
+def key_of(node: Node) -> Key:
+    """Under which observations hold what the call of an encoding gives: its name, and which of its calls it is."""
+    return node.op.name, node.kwargs.get("site", 0)
+
+
+class _Normed(NamedTuple):
+    """A layer with a folded batch norm, and the encoding of what it gives.
+
+    Attributes:
+        made: the layer's call.
+        key: under which observations hold it.
+        activated: an activation stands between the two.
+    """
+
+    made: Node
+    key: Key
+    activated: bool
+
+
+def _normed(graph: Graph, node: Node) -> _Normed | None:
+    """The layer with a folded batch norm whose output, maybe behind its activation, this encoding holds."""
     tensor = next(iter(node.inputs), None)
-    for _ in range(2):
+    for activated in (False, True):
         made = graph.producers.get(id(tensor))
         if made is None:
             return None
         if isinstance(made.op, Compressed):
-            return None if made.op.mean is None else (made.op, node.op.name)
+            return None if made.op.mean is None else _Normed(made, key_of(node), activated)
         tensor = next(iter(made.inputs), None)
     return None
+
+
+def _is_capped(s: Statistics) -> bool:
+    """True where every batch ends at the same value, as those do that an activation cuts off (ReLU6, tanh).
+
+    A scale that is 255 times too large shows in what such an activation reads, and not in what it gives.
+    """
+    return any(ends[0] != 0.0 and bool(np.all(ends == ends[0])) for ends in (s.lows, s.highs))
+
+
+def _before(graph: Graph, seen: Observations, made: Node) -> float:
+    """Root mean square of what a layer gives in float, before its activation, the middle one of a few samples."""
+    if seen.some is None:
+        return 0.0
+    sums = next(iter(made.outputs))
+    part = replace(graph, outputs=sums, nodes=reachable(graph.nodes, [sums]))
+    with observing(lambda *_: None):
+        return float(np.median(_of_each(outputs_of(part, seen.some[0]))))
 
 
 def _reach(layer: Any) -> tuple[float, float]:
@@ -94,33 +139,35 @@ def _least_variance(layer: Any, gamma: np.ndarray) -> float:
     return float(np.min((gamma / values)[gamma > 0.0] ** 2, initial=1.0))
 
 
-def _typical(qmodel: keras.Model, seen: Observations, encoding: str, least: float) -> float:
+def _typical(qmodel: keras.Model, seen: Observations, key: Key, least: float) -> float:
     """Root mean square of a tensor: of its histogram, else the middle one of a few samples; 0 where neither is there.
 
     Nothing is computed where not even the largest value is above `least`.
     """
-    held = [s for (name, _), s in seen.tensors.items() if name == encoding]
-    if max(float(max(-s.lows.min(), s.highs.max())) for s in held) <= least:
+    s = seen.tensors[key]
+    if max(-s.lows.min(), s.highs.max()) <= least:
         return 0.0
-    squares, counted = 0.0, 0
-    for s in held:
-        centers = (np.arange(s.counts.size) + 0.5) * (2.0 * s.reach / max(s.counts.size, 1)) - s.reach
-        squares, counted = squares + float(np.sum(s.counts * centers**2)), counted + int(s.counts.sum())
-    if counted:
-        return float(np.sqrt(squares / counted))
-    return 0.0 if seen.some is None else _of_samples(qmodel, seen.some[0], encoding)
+    if counted := int(s.counts.sum()):
+        centers = (np.arange(s.counts.size) + 0.5) * (2.0 * s.reach / s.counts.size) - s.reach
+        return float(np.sqrt(np.sum(s.counts * centers**2) / counted))
+    return 0.0 if seen.some is None else _of_samples(qmodel, seen.some[0], key)
 
 
-def _of_samples(qmodel: keras.Model, x: Any, encoding: str) -> float:
+def _of_samples(qmodel: keras.Model, x: Any, key: Key) -> float:
     """Root mean square of a tensor in float, the middle one of these samples."""
     each: list[np.ndarray] = []
 
-    def collect(layer: FakeQuant, _: int, y: Any) -> None:
-        if layer.name == encoding:
-            values = np.asarray(y, np.float64)
-            each.append(np.sqrt(np.mean(values.reshape(len(values), -1) ** 2, axis=1)))
+    def collect(layer: FakeQuant, site: int, y: Any) -> None:
+        if (layer.name, site) == key:
+            each.append(_of_each(y))
 
     graph = graph_if_large(qmodel, len(keras.tree.flatten(x)[0]))
     with observing(collect):
         _ = qmodel(x, training=False) if graph is None else outputs_of(graph, x)
     return float(np.median(np.concatenate(each)))
+
+
+def _of_each(y: Any) -> np.ndarray:
+    """Root mean square of each sample."""
+    values = np.asarray(y, np.float64)
+    return np.sqrt(np.mean(values.reshape(len(values), -1) ** 2, axis=1))

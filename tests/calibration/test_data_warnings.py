@@ -219,10 +219,13 @@ def test_ranges_that_cost_nothing_are_silent(name: str) -> None:
     assert not said(lambda: kquant.calibrate(q, ROWS, verbose=False), "of signal over noise")
 
 
-@pytest.mark.parametrize("order", [("conv", "norm", "relu"), ("conv", "relu", "norm")])
-def test_data_of_another_scale_than_the_batch_norm_saw_are_told(order: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("order", "bound"),
+    [(("conv", "norm", "relu"), None), (("conv", "relu", "norm"), None), (("conv", "norm", "relu"), 6)],
+)
+def test_data_of_another_scale_than_the_batch_norm_saw_are_told(order: tuple[str, ...], bound: float | None) -> None:
     keras.utils.set_random_seed(0)
-    kinds = {"conv": lambda: keras.layers.Conv2D(8, 3, name="conv"), "relu": keras.layers.ReLU}
+    kinds = {"conv": lambda: keras.layers.Conv2D(8, 3, name="conv"), "relu": lambda: keras.layers.ReLU(bound)}
     kinds["norm"] = lambda: keras.layers.BatchNormalization(momentum=0.5, name="norm")
     stack = [kinds[name]() for name in order]
     model = keras.Sequential([keras.Input((8, 8, 1)), *stack, keras.layers.Flatten(), keras.layers.Dense(2)])
@@ -239,6 +242,25 @@ def test_data_of_another_scale_than_the_batch_norm_saw_are_told(order: tuple[str
         kquant.calibrate(kquant.quantize(model), 3.0 * x, verbose=False)  # another light
     with pytest.warns(UserWarning, match=r"times what the mean and variance of its batch norm allow for.*x / 255"):
         kquant.calibrate(kquant.quantize(model), x * 255.0, verbose=False)
+
+
+@pytest.mark.parametrize("observer", ["percentile", "minmax"])
+def test_a_batch_norm_behind_another_input_speaks_too(observer: str) -> None:
+    keras.utils.set_random_seed(0)
+    inputs, ends = [], []
+    for name in ("left", "right"):
+        inputs.append(keras.Input((8, 8, 1), name=name))
+        x = layers.BatchNormalization(momentum=0.5)(layers.Conv2D(8, 3, name=f"{name}_conv")(inputs[-1]))
+        ends.append(layers.Flatten()(layers.ReLU(6.0)(x)))
+    model = Model(inputs, layers.Dense(2)(layers.Concatenate()(ends)))
+    x = np.random.default_rng(0).random((64, 8, 8, 1), np.float32)
+    model.compile("sgd", "mse")
+    model.fit([x, x], np.zeros((64, 2), np.float32), epochs=3, verbose=0)
+    q = kquant.quantize(model, recipe={"name": "mine", "activations": {"observer": observer}})
+    assert not said(lambda: kquant.calibrate(q, [x, 3.0 * x], verbose=False), "of its batch norm allow for")
+    assert said(
+        lambda: kquant.calibrate(q, [x, 255.0 * x], verbose=False), "'right_conv'", "of its batch norm allow for"
+    )
 
 
 def trained(x: np.ndarray, epochs: int, momentum: float, *body: keras.layers.Layer) -> Model:
