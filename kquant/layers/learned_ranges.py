@@ -183,11 +183,11 @@ def fused(
     def made(
         y: tf.Tensor, stretch: tf.Tensor, scale: tf.Tensor, low: tf.Tensor, high: tf.Tensor, pull: tf.Tensor
     ) -> Any:
-        values = _by_kernel(y, low, high, spec)
+        values = by_kernel(y, low, high, spec)
 
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
-            passed, *sums = _sums(upstream, y, values, (low, high), spec, inside)
-            return passed, pull * _of_ends(sums, scale, spec), None, None, None, None
+            passed, *sums = sums_of(upstream, y, values, (low, high), spec, inside)
+            return passed, pull * of_ends(sums, scale, spec), None, None, None, None
 
         return values, gradient
 
@@ -207,7 +207,7 @@ def sums_for(stretch: tf.Tensor, scale: tf.Tensor, pull: tf.Tensor, spec: QuantS
 
     @tf.custom_gradient
     def zeros(_: tf.Tensor) -> Any:
-        return tf.zeros((3,)), lambda upstream: pull * _of_ends(tf.unstack(upstream), scale, spec)
+        return tf.zeros((3,)), lambda upstream: pull * of_ends(tf.unstack(upstream), scale, spec)
 
     return zeros(stretch)
 
@@ -228,18 +228,19 @@ def fused_by_sums(
     @tf.custom_gradient
     def made(_: tf.Tensor, *__: tf.Tensor) -> Any:
         # Rounded again in the gradient: to keep what was rounded at every step takes longer, and memory.
-        return _by_kernel(y, *ends, spec), lambda upstream: _sums(
-            upstream, y, _by_kernel(y, *ends, spec) if inside else y, ends, spec, inside
+        return by_kernel(y, *ends, spec), lambda upstream: sums_of(
+            upstream, y, by_kernel(y, *ends, spec) if inside else y, ends, spec, inside
         )
 
     return made(y, *sums)
 
 
-def _by_kernel(y: tf.Tensor, low: tf.Tensor, high: tf.Tensor, spec: QuantSpec) -> tf.Tensor:
+def by_kernel(y: tf.Tensor, low: tf.Tensor, high: tf.Tensor, spec: QuantSpec) -> tf.Tensor:
+    """Values on the grid from `low` to `high`, by TensorFlow's fused kernel."""
     return tf.quantization.fake_quant_with_min_max_vars(y, low, high, num_bits=spec.bits, narrow_range=spec.narrow)
 
 
-def _sums(
+def sums_of(
     upstream: tf.Tensor,
     y: tf.Tensor,
     values: tf.Tensor,
@@ -256,7 +257,7 @@ def _sums(
     return passed, below, above, within
 
 
-def _of_ends(sums: Sequence[tf.Tensor], scale: tf.Tensor, spec: QuantSpec) -> tf.Tensor:
+def of_ends(sums: Sequence[tf.Tensor], scale: tf.Tensor, spec: QuantSpec) -> tf.Tensor:
     """float32[2]: how the loss changes with each end moved outwards, of the sums of `_sums`."""
     below, above, within = sums
     steps = float(spec.high if spec.symmetric else spec.high - spec.low)

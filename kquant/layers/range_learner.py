@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from kquant.layers import drawn_grids, learned_ranges
+from kquant.layers import drawn_grids, learned_ranges, rectified_ranges
 from kquant.layers.range_numbers import Numbers, encoded, whole
 from kquant.layers.range_steps import Ends, Rule, State, by_extremes, by_values, is_free, pulled
 from kquant.layers.replicas import extremes, is_alone
-from kquant.layers.straight_through import ends_of_kernel, rounded_through
+from kquant.layers.straight_through import ends_of_kernel, rectified, rounded_through
 from kquant.recipe.training_section import Progressive
 
 OPENED = 1e-6  # of the width of a range: an end that leaves 0
@@ -88,7 +88,11 @@ def fake_quantize(
         return rounded_through(y, numbers, layer.spec), numbers.scale, numbers.zero_point
     factor, inside = _gradient_scale(y, layer.spec), layer.learning.ranges != "pact"
     stretch = tf.convert_to_tensor(layer.stretch)
-    values = learned_ranges.fused(y, stretch, numbers[:4], factor * pull, layer.spec, inside=inside)
+    behind = rectified(y) if inside and not layer.spec.symmetric else None
+    if behind is None:
+        values = learned_ranges.fused(y, stretch, numbers[:4], factor * pull, layer.spec, inside=inside)
+    else:
+        values = rectified_ranges.fused(y, behind, stretch, numbers, factor * pull, layer.spec)
     return values, numbers.scale, numbers.zero_point
 
 

@@ -55,8 +55,7 @@ def rounded_through(y: tf.Tensor, numbers: Numbers, spec: QuantSpec, ends: Pair 
         return inside + tf.stop_gradient(nearest(inside / scale, spec.floating) * scale - inside)
     bits: dict[str, Any] = {"num_bits": spec.bits, "narrow_range": spec.narrow}
 
-    # What simulates infers, and is asked for the gradient of any tensor.
-    behind = None if is_traced_for_xla() or is_simulating() else _rectified(y)
+    behind = rectified(y)
 
     @tf.custom_gradient
     def rounded(_: tf.Tensor) -> Any:
@@ -67,9 +66,10 @@ def rounded_through(y: tf.Tensor, numbers: Numbers, spec: QuantSpec, ends: Pair 
     return rounded(y if behind is None else behind.given)
 
 
-def _rectified(y: tf.Tensor) -> Rectified | None:
+def rectified(y: tf.Tensor) -> Rectified | None:
     """What `y` is behind, where a graph tells that it is the output of a rectifier, or that in float32."""
-    if not tf.is_symbolic_tensor(y):
+    # What simulates infers, and is asked for the gradient of any tensor.
+    if is_traced_for_xla() or is_simulating() or not tf.is_symbolic_tensor(y):
         return None
     made = y.op.inputs[0].op if y.op.type == "Cast" else y.op
     if made.type not in BELOW_MAXIMUM or made.outputs[0].dtype.size > y.dtype.size:  # float64 has values between
@@ -93,11 +93,21 @@ def _where_inside(
     # That kernel goes over the tensor twice more, to sum for ends that do not learn here. The mask alone is in a kernel
     # of another operation: one pass, where two comparisons, their conjunction and a product are four.
     ends: Any = ends_of_kernel(numbers, spec) if known_ends is None else known_ends
-    if behind is not None:  # the low end of a grid is 0 or below
-        ends = ABOVE_ZERO, ends[1] if behind.largest is None else tf.minimum(ends[1], behind.largest)
+    if behind is None:
+        return inside_of(upstream, y, ends)
+    return tf.cast(inside_of(upstream, y, ends_of_rectified(ends, behind)), behind.given.dtype)
+
+
+def inside_of(upstream: tf.Tensor, y: tf.Tensor, ends: tuple[Any, Any]) -> tf.Tensor:
+    """`upstream` where `y` is not beyond the ends, 0 elsewhere: one pass over them."""
     passing: Any = tf.raw_ops.QuantizeAndDequantizeV4Grad
-    passed = passing(gradients=upstream, input=y, input_min=ends[0], input_max=ends[1])[0]
-    return passed if behind is None else tf.cast(passed, behind.given.dtype)
+    return passing(gradients=upstream, input=y, input_min=ends[0], input_max=ends[1])[0]
+
+
+def ends_of_rectified(ends: Pair, behind: Rectified) -> tuple[Any, Any]:
+    """The ends between which a gradient passes the grid, and the rectifier before it."""
+    # the low end of a grid is 0 or below
+    return ABOVE_ZERO, ends[1] if behind.largest is None else tf.minimum(ends[1], behind.largest)
 
 
 def ends_of_kernel(numbers: Numbers, spec: QuantSpec) -> Pair:

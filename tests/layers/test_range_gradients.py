@@ -120,3 +120,31 @@ def test_no_end_opens_once_ranges_stay() -> None:
         layer.move_range(y, 0)
         range_learner.open_ends(layer, y)
     assert range_of(layer) == [0.0, 1.5]
+
+
+@pytest.mark.parametrize("low", [0.0, -1e-4, -0.5])
+@pytest.mark.parametrize("rectifier", [tf.nn.relu, tf.nn.relu6])
+@pytest.mark.parametrize("shape", [(40, 5), (4, 6, 5), (4, 3, 6, 5)])
+def test_a_gradient_past_a_rectifier_is_the_one_through_it(shape: tuple, rectifier: Any, low: float) -> None:
+    """In a graph both masks are one; eagerly nobody knows what made a tensor. Some values are at 6, some above."""
+    rng = np.random.default_rng(5)
+    x, upstream = (tf.constant(factor * rng.normal(size=shape), tf.float32) for factor in (4.0, 1.0))
+    for high in (4.3, 7.1):
+        made = []
+        for wrapped in (False, True):
+            layer = node("learned", low, high)
+
+            def step(x: tf.Tensor, layer: FakeQuant = layer) -> list[Any]:
+                with tf.GradientTape() as tape:
+                    tape.watch(x)
+                    values = layer(rectifier(x), attributes={"activation": "RELU"}, training=True)[0]
+                return [values, *tape.gradient(values, [x, layer.stretch.value], upstream)]
+
+            run = tf.function(step, autograph=False) if wrapped else step
+            made.append([[np.asarray(part) for part in run(given)] for given in (x, tf.where(x > 9.0, np.inf, x))])
+        for eager, graph in zip(*made, strict=True):
+            np.testing.assert_array_equal(graph[0], eager[0])
+            np.testing.assert_array_equal(graph[1], eager[1])
+            np.testing.assert_allclose(graph[2], eager[2], rtol=1e-4, atol=1e-6)
+            assert (graph[2][0] != 0.0) == (low < 0.0)
+            assert graph[2][1] != 0.0
