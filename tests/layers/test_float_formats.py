@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 import warnings
+from pathlib import Path
 from typing import Any, get_args
 
 import keras
@@ -127,9 +130,58 @@ def test_a_model_predicts_trains_and_comes_back(case: str, tmp_path) -> None:
     y = np.arange(64) % 4
     losses = q.fit(X, y, epochs=4, batch_size=16, verbose=0).history["loss"]
     assert losses[-1] < losses[0]
-    with pytest.raises(ValueError, match=r"on a e\dm\d grid, which no integer kernel multiplies; take kind = 'uni"):
+    with pytest.raises(
+        ValueError, match=r"on a e\dm\d grid, which no integer kernel multiplies; take (weights|activations) ="
+    ):
         kquant.export(q, tmp_path / "q.tflite")
     assert not (tmp_path / "q.tflite").exists()
+
+
+REMEDIES = {
+    "e2m1": ({"kind": "e2m1", "bits": 4}, [{"kind": "uniform", "bits": 4}]),
+    "e3m2": ({"kind": "e3m2", "bits": 6}, [{"kind": "uniform", "bits": 6}]),
+    "e2m3": ({"kind": "e2m3", "bits": 6}, [{"kind": "uniform", "bits": 6}]),
+    "e4m3": ({"kind": "e4m3"}, [{"kind": "uniform", "bits": 8}]),
+    "e5m2 in blocks": ({"kind": "e5m2", "block": 32}, [{"kind": "uniform", "bits": 8, "block": 0}]),
+    "log": ({"kind": "log", "bits": 3}, [{"kind": "uniform", "bits": 3}]),
+    "mx": (
+        {"kind": "e2m1", "bits": 4, "block": 32},
+        [{"kind": "uniform", "bits": 4, "block": 0}, {"kind": "uniform", "bits": 4, "block": 32}],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REMEDIES)
+def test_the_nearest_format_that_is_named_runs(case: str, tmp_path: Path) -> None:
+    given, nearest = REMEDIES[case]
+    keras.utils.set_random_seed(0)
+    dense = keras.layers.Dense
+    model = keras.Sequential([keras.Input((64,)), dense(32, activation="relu"), dense(8)])
+    data = np.random.default_rng(0).normal(size=(128, 64)).astype("float32")
+    with pytest.warns(UserWarning, match="simulated only"):
+        q = kquant.quantize(model, _recipe(given, {}))
+    with pytest.raises(ValueError, match="no integer kernel") as refused:
+        kquant.export(kquant.calibrate(q, data, verbose=False), tmp_path / "q.tflite")
+    said = str(refused.value)
+    named = [tomllib.loads(text)["weights"] for text in re.findall(r"(?<!with )weights = {[^}]*}", said)]
+    assert named == nearest and ("recipe 'float16'" in said) == (case != "log")
+    ways: list[Any] = [_recipe(w, {}) | ({"mode": "dynamic"} if w.get("block") else {}) for w in named]
+    for recipe in [*ways, *re.findall(r"recipe '(float16)'", said)]:
+        q = kquant.quantize(model, recipe)
+        if recipe != "float16" and "mode" not in recipe:  # else there are no ranges
+            kquant.calibrate(q, data, verbose=False)
+        assert kquant.export(q, tmp_path / "near.tflite", data=data[:8]).verification, recipe
+
+
+def test_the_nearest_format_of_activations_runs(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="simulated only"):
+        q = kquant.calibrate(kquant.quantize(_model(), _recipe({}, {"kind": "e3m2", "bits": 6})), X, verbose=False)
+    with pytest.raises(ValueError, match="no integer kernel") as refused:
+        kquant.export(q, tmp_path / "q.tflite")
+    (named,) = re.findall(r"activations = {[^}]*}", str(refused.value))
+    assert tomllib.loads(named) == {"activations": {"kind": "uniform", "bits": 8}} and "float16" not in named
+    q = kquant.calibrate(kquant.quantize(_model(), {"name": "near", **tomllib.loads(named)}), X, verbose=False)
+    assert kquant.export(q, tmp_path / "near.tflite", data=X[:8]).verification
 
 
 def test_activations_are_numbers_of_the_format() -> None:
