@@ -17,6 +17,7 @@ from kquant.core.messages import first_of, warn
 from kquant.core.renamed import new_words, renamed
 from kquant.core.result import Result
 from kquant.correct.steps import STEPS, apply_steps, check_steps, function_of, parse_steps
+from kquant.detecting.in_file import why_of
 from kquant.detecting.spec import Detection
 from kquant.exporting.asked_storing import AUTO
 from kquant.exporting.export_file import ExportReport, export
@@ -126,6 +127,8 @@ def compress(
     check_file_options("compress", form)
     destination(path, "compress", "model.tflite")  # before hours of work
     making = _Making(target, limit, input_shape)
+    if detection is not None:
+        _check_boxes(model, detection, making, flash_bytes)
     ladder = None
     if flash_bytes is None:
         _refuse_alone(evaluate=evaluate, folder=folder)
@@ -133,11 +136,6 @@ def compress(
     else:
         flash_bytes = whole_budget("compress", "flash_bytes", flash_bytes)
         _check_free(form)
-        if detection is not None:
-            raise ValueError(
-                "compress: flash_bytes counts files that end in the model's outputs; leave detection out, and give it "
-                "to kquant.export of the result's model."
-            )
         if evaluate is not None:
             check_score("compress", evaluate)
         asked = _Asked(flash_bytes, evaluate, None if folder is None else Path(folder), train, verbose)
@@ -165,6 +163,18 @@ class _Asked:
     folder: Path | None
     train: Train | None
     verbose: bool
+
+
+def _check_boxes(model: keras.Model, detection: Detection, making: _Making, flash_bytes: int | None) -> None:
+    """Refuse a head that the file cannot choose boxes of, before anything is quantized."""
+    if flash_bytes is not None:
+        raise ValueError(
+            "compress: flash_bytes counts files that end in the model's outputs; leave detection out, and give it to "
+            "kquant.export of the result's model."
+        )
+    why = why_of("compress", model, detection, making.target, making.input_shape)
+    if why:
+        raise ValueError(f"compress: this file cannot choose its boxes itself: {why}")
 
 
 def _refuse_alone(**given: Any) -> None:

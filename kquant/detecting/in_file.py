@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
+
+import keras
 
 from kquant import targets
+from kquant.core.checks import check_kind
 from kquant.core.messages import first_of
 from kquant.detecting.columns import Roles
+from kquant.detecting.outputs import roles_in, shapes_of
 from kquant.detecting.spec import Detection
 from kquant.targets import Target
 from kquant.tflite.box_choice import CODE
+from kquant.views.float_model import read
 
 FORM = "offsets"  # the one that it decodes
 BESIDE = "Leave detection out: kquant.detect and kquant.bundle(detection=...) choose these boxes beside the file."
@@ -32,6 +38,26 @@ def why_beside(detection: Detection, roles: Roles, outputs: int, target: Target)
         "TFLite_Detection_PostProcess decodes the form 'offsets' alone"
     """
     return next(_reasons(detection, roles, outputs, target), "")
+
+
+def why_of(who: str, model: keras.Model, detection: Detection, target: str, input_shape: Any) -> str:
+    """The same of a float model, before anything is quantized.
+
+    Args:
+        who: the verb that errors name.
+        model: with outputs.
+        detection: what they mean.
+        target: name of the one that the file is for.
+        input_shape: what open dimensions are to be; None where there are none.
+
+    Raises:
+        TypeError: `detection` is no `Detection`.
+        ValueError: boxes, scores and anchors do not fit.
+    """
+    check_kind(who, "detection", detection, Detection)
+    # of open shapes what `input_shape` makes of them
+    made = None if input_shape is None else [t.shape for t in read(model, input_shape).output_tensors]
+    return why_beside(detection, roles_in(model, detection, made), len(shapes_of(model)), targets.load(target))
 
 
 def _reasons(detection: Detection, roles: Roles, outputs: int, target: Target) -> Iterator[str]:

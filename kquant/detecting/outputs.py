@@ -19,6 +19,7 @@ from kquant.graph.output_names import named_shapes
 from kquant.runtime.running import predict, quantize_input
 from kquant.tflite.box_choice import KEY
 from kquant.tflite.reader import FileTensor, inspect, label
+from kquant.views.float_model import read
 
 WIDTHS = {"int8": 8, "int16": 16}
 
@@ -118,11 +119,20 @@ def roles_in(
         ValueError: an output that there is not, or of another shape.
     """
     if isinstance(model, keras.Model):
-        shapes = named_shapes(model)
+        shapes = shapes_of(model)
     else:
         shapes = {name: tensor.shape for name, tensor in raw_outputs(model).items()}
     where = model.name if isinstance(model, keras.Model) else label(model)
     return roles_of(detection, list(shapes), list(shapes.values()) if made is None else made, where)
+
+
+def shapes_of(model: keras.Model) -> dict[str, tuple[Any, ...]]:
+    """Names and shapes of the outputs, in their order; a subclassed model, which tells of none, is followed."""
+    if getattr(model, "output", None) is not None:
+        return named_shapes(model)
+    graph = read(model, None)
+    names = sorted(graph.outputs) if isinstance(graph.outputs, dict) else range(len(graph.output_tensors))
+    return {str(name): t.shape for name, t in zip(names, graph.output_tensors, strict=True)}
 
 
 def raw_outputs(model: str | Path | bytes) -> dict[str, FileTensor]:

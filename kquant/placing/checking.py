@@ -9,9 +9,7 @@ from typing import Any
 import keras
 
 from kquant import targets
-from kquant.core.checks import check_kind
-from kquant.detecting.in_file import why_beside
-from kquant.detecting.outputs import roles_in
+from kquant.detecting.in_file import why_of
 from kquant.detecting.spec import Detection
 from kquant.graph.given_model import check_keras
 from kquant.graph.graph import Graph
@@ -90,10 +88,7 @@ def check(
 
 def _boxes(model: keras.Model, detection: Detection, target: str, input_shape: Any) -> str:
     """Whether the file can choose boxes itself."""
-    check_kind("check", "detection", detection, Detection)
-    made = _made(model, input_shape)
-    roles, outputs = roles_in(model, detection, made), len(keras.tree.flatten(model.outputs))
-    why = why_beside(detection, roles, outputs, targets.load(target))
+    why = why_of("check", model, detection, target, input_shape)
     if why:
         return f"boxes are chosen beside the file, in integers: {why}"
     return (

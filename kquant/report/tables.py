@@ -26,9 +26,10 @@ from kquant.report.weights import (
 )
 from kquant.tflite.box_choice import CODE
 from kquant.tflite.file_content import SHRUNK
-from kquant.tflite.file_model import FileAbout, FileModel, FileOperator, FileSignature, FileTensor
+from kquant.tflite.file_model import CHOOSES, FileAbout, FileModel, FileOperator, FileSignature, FileTensor, by_nature
 
 TENSORS_SHOWN = 3
+UNREAD = ("streaming", SHRUNK, CHOOSES)  # of a file's metadata: what others tell of, or JSON for `kquant.Stream`
 
 
 @page.register
@@ -183,10 +184,14 @@ def _about(about: FileAbout) -> Iterable[str]:
             yield f"of {tensor.name}: {'; '.join(filter(None, said))}"
 
 
+def _integer(model: FileModel) -> str:
+    ends, rest = by_nature(model)
+    return "NOT all integer" if rest else f"all integer but {ends[-1].code}" if ends else "all integer"
+
+
 @page.register
 def _file(model: FileModel) -> Page:
-    # the plan of a stream is JSON for `kquant.Stream`, and nothing to read
-    made_by = ", ".join(f"{key} {value}" for key, value in model.metadata.items() if key not in ("streaming", SHRUNK))
+    made_by = ", ".join(f"{key} {value}" for key, value in model.metadata.items() if key not in UNREAD)
     facts = [f"file {model.size_bytes:,} bytes, of it stored tensors {model.weight_bytes:,} bytes"]
     if made_by:
         facts.append(f"made by {made_by}")
@@ -199,7 +204,7 @@ def _file(model: FileModel) -> Page:
         for op in model.operators
     )
     return Page(
-        headline=f"{len(model.operators)} operators, {'all integer' if model.is_integer else 'NOT all integer'}",
+        headline=f"{len(model.operators)} operators, {_integer(model)}",
         ok=model.is_integer,
         findings=model.findings,
         facts=tuple(facts),

@@ -175,6 +175,7 @@ def test_float_is_said_wherever_a_file_is_told_of(q: keras.Model, tmp_path: Path
     assert f"float: {CODE}" in repr(made) and json.loads(json.dumps(made.to_dict()))["choosing"]["operators"][CODE] == 1
     file = kquant.inspect(tmp_path / "m.tflite")
     assert f"integer but for {CODE}" in repr(file) and not file.is_integer
+    assert f"operators, all integer but {CODE}" in _rendered(file) and KEY not in _rendered(file)
     (said,) = file.findings
     assert CODE in said and said.endswith("every other operator is integer.")
     # what is float beside it is no less told of
@@ -194,6 +195,28 @@ def test_check_tells_before_training(tmp_path: Path) -> None:
     assert kquant.check(model).boxes == ""
     corners = kquant.check(model, detection=kquant.Detection(form="corners")).boxes
     assert "'offsets' alone" in corners
+
+
+class Inside(keras.Model):
+    """A subclassed model, which tells of no outputs."""
+
+    def __init__(self, inner: keras.Model) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def call(self, x: Any) -> Any:
+        return self.inner(x)
+
+
+def test_a_subclassed_detector(tmp_path: Path) -> None:
+    inner = _model()
+    model, head = Inside(inner), _detection()
+    model(X[:1])
+    for one, other in zip(kquant.detect(model, X[:4], head), kquant.detect(inner, X[:4], head), strict=True):
+        assert np.array_equal(one.boxes, other.boxes) and np.array_equal(one.classes, other.classes)
+    assert "export(detection=...)" in kquant.check(model, detection=head).boxes
+    made = kquant.compress(model, X, path=tmp_path / "m.tflite", target="tflm", detection=head, verbose=False)
+    assert made.report.choosing is not None
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -250,6 +273,12 @@ def test_what_does_not_go_together(q: keras.Model, tmp_path: Path) -> None:
         kquant.export(q, tmp_path / "m.tflite", detection={"limit": 3})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="leave detection out, and give it to kquant.export"):
         kquant.compress(_model(), X, path=tmp_path / "m.tflite", flash_bytes=10**6, detection=head, verbose=False)
+    with pytest.raises(ValueError, match="compress: this file cannot choose its boxes itself: .* 'offsets' alone"):
+        kquant.compress(_model(), lambda: 1 / 0, path=tmp_path / "m.tflite", detection=kquant.Detection(form="corners"))
+    with pytest.raises(ValueError, match="Make an anchor for each of the 16 rows"):
+        kquant.compress(
+            _model(), lambda: 1 / 0, path=tmp_path / "m.tflite", detection=_detection(anchors=_anchors()[1:])
+        )
     vela = _quantized(_model(), "ethos-u")
     with pytest.raises(
         ValueError, match="target 'ethos-u' has no TFLite_Detection_PostProcess; cmsis-nn, .*litert.* have"
