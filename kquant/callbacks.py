@@ -13,12 +13,13 @@ import tensorflow as tf
 from kquant.core.checks import whole_budget
 from kquant.core.messages import warn
 from kquant.core.renamed import renamed
-from kquant.correct.byte_search import check_target, coded_file
+from kquant.correct.byte_search import check_target, coded_file, coded_form
 from kquant.correct.code_bits import stored_bytes
 from kquant.graph.keras_private import inner_layers
 from kquant.layers.code_rate import AS_COUNTED
 from kquant.layers.kernel import Holder, has_codes, holders
 from kquant.layers.nodes import Compressed, FakeQuant, observing
+from kquant.tflite.edges import IO
 from kquant.train.distillation import Distiller
 
 MOST_UNIQUE = 256  # distinct weights beyond which they are no codebook
@@ -243,6 +244,8 @@ class FlashBudget(keras.callbacks.Callback):
         flash_bytes: of the file.
         steps: of training, over which the bytes come down; give at least as many after them, at a falling rate.
         strip_names: the file has no names, see `kquant.export`.
+        io: type of its inputs and outputs, likewise.
+        decode_budget: bytes by which decoding may make its arena larger, likewise.
 
     Attributes:
         file_bytes: of the file when training ended.
@@ -266,12 +269,21 @@ class FlashBudget(keras.callbacks.Callback):
         ['file_bytes', 'loss']
     """
 
-    def __init__(self, flash_bytes: int, steps: int, *, strip_names: bool = False) -> None:
+    def __init__(
+        self,
+        flash_bytes: int,
+        steps: int,
+        *,
+        strip_names: bool = False,
+        io: IO = "model",
+        decode_budget: int | None = None,
+    ) -> None:
         super().__init__()
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
             raise ValueError(f"FlashBudget: steps must be a whole number, 0 or more. Received: {steps!r}.")
         self.flash_bytes = whole_budget("FlashBudget", "flash_bytes", flash_bytes)
         self.steps, self.strip_names = steps, strip_names
+        self._form = coded_form("FlashBudget", io, decode_budget, strip_names)
         self.file_bytes = 0
         self._begin = self._step = self._first = self._rest = 0
         self._over, self._asked = 0.0, np.inf
@@ -287,7 +299,7 @@ class FlashBudget(keras.callbacks.Callback):
             )
         self._rise(AS_COUNTED)  # as of a model that was saved while it trained
         self._begin = self._step = int(model.optimizer.iterations)
-        self._first = len(coded_file(self._trained(), self.strip_names))
+        self._first = len(coded_file(self._trained(), self._form))
         self._rest = self._first - self._codes()
         self._over = 0.0
         self._asked = self._counts_asked(first=0)
@@ -331,7 +343,7 @@ class FlashBudget(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Count the whole file again, and tell of it as `file_bytes` of the epoch."""
-        self.file_bytes = len(coded_file(self._trained(), self.strip_names))
+        self.file_bytes = len(coded_file(self._trained(), self._form))
         self._rest = self.file_bytes - self._codes()
         if logs is not None:
             logs["file_bytes"] = self.file_bytes
@@ -339,7 +351,7 @@ class FlashBudget(keras.callbacks.Callback):
     def on_train_end(self, logs: Any = None) -> None:
         """Warn where the budget does not hold; a training without it has the slopes of the histogram again."""
         self._rise(AS_COUNTED)
-        self.file_bytes = len(coded_file(self._trained(), self.strip_names))
+        self.file_bytes = len(coded_file(self._trained(), self._form))
         rest = self.file_bytes - self._codes()
         longer = (
             f"Train longer behind the {self.steps:,} steps in which they come down, or start from fewer: "

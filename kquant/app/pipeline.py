@@ -217,6 +217,8 @@ def _under_budget(
     edges: dict[str, Any] = {n: v for n, v in form.items() if n in ("io", "strip_names", "decode_budget")}
     trains = asked.train is not None
     named = {"target": making.target, "flash_bytes": asked.flash_bytes, "trains": trains, **edges}
+    if edges.get("io", "model") != "model" or edges.get("decode_budget") is not None:
+        named["counted"] = "with io and decode_budget"  # of these, folders of earlier versions have other files
     named |= {"recipe_text": recipe_to_toml(recipe), "limit": making.limit}  # another recipe may have the name
     with own_streams() as callers:
         train, evaluate = telling(callers(asked.train)), telling(callers(asked.evaluate))

@@ -109,7 +109,7 @@ def check_count(where: str, name: str, value: Any) -> None:
         raise ValueError(f"{where}: {name} must be 1 or more. Received: {value!r}.")
 
 
-def whole_budget(where: str, name: str, value: Any, of: str = "bytes") -> int:
+def whole_budget(where: str, name: str, value: Any, of: str = "bytes", least: int = 1) -> int:
     """A budget as an int: whole floats and the whole numbers of NumPy are taken, too.
 
     Args:
@@ -117,9 +117,10 @@ def whole_budget(where: str, name: str, value: Any, of: str = "bytes") -> int:
         name: of the argument.
         value: given for it.
         of: what it counts.
+        least: that it may be.
 
     Raises:
-        ValueError: no whole number, or less than 1.
+        ValueError: no whole number, or less than that.
 
     Example:
         >>> whole_budget("estimate", "flash_bytes", 64e3)
@@ -129,9 +130,10 @@ def whole_budget(where: str, name: str, value: Any, of: str = "bytes") -> int:
         ValueError: estimate: flash_bytes must be a whole number of bytes, 1 or more, like 64 * 1024. Received: '64KB'.
     """
     number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
-    if not math.isfinite(number) or number != int(number) or number < 1:
+    if not math.isfinite(number) or number != int(number) or number < least:
         raise ValueError(
-            f"{where}: {name} must be a whole number of {of}, 1 or more, like 64 * 1024. Received: {shown(value)}."
+            f"{where}: {name} must be a whole number of {of}, {least} or more, like 64 * 1024. Received: "
+            f"{shown(value)}."
         )
     return int(number)
 

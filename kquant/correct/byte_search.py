@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, Protocol
 
 import keras
 
 from kquant import targets
+from kquant.core.checks import whole_budget
 from kquant.core.messages import first_of
+from kquant.tflite.edges import IO, check_io
 from kquant.tflite.file_content import Form, to_files
 from kquant.tflite.lowering import lower
 from kquant.tflite.reader import constants, read_model
@@ -69,19 +72,36 @@ def target_of(qmodel: keras.Model) -> Any:
     return nodes[0].op.origin.load_target() if nodes else targets.load(targets.DEFAULT)
 
 
-def coded_file(qmodel: keras.Model, strip_names: bool, decode_budget: int | None = None) -> bytes:
-    """The file that `kquant.export` writes with compression="auto", without running it.
+def coded_form(who: str, io: IO = "model", decode_budget: int | None = None, strip_names: bool = False) -> Form:
+    """The form of the file that `kquant.export` writes with compression="auto" and these options.
+
+    Args:
+        who: the verb that errors name.
+        io: see `kquant.export`.
+        decode_budget: likewise.
+        strip_names: likewise.
+
+    Raises:
+        ValueError: a type that `io` does not know, or a budget that is none.
+    """
+    check_io(who, io)
+    if decode_budget is not None:
+        decode_budget = whole_budget(who, "decode_budget", decode_budget, "bytes of arena", least=0)
+    storing = Storing(tuple(cls() for cls in storages().values()), free=True, budget_bytes=decode_budget)
+    return Form(io=io, storing=storing, bare=strip_names)
+
+
+def coded_file(qmodel: keras.Model, form: Form) -> bytes:
+    """The file that `kquant.export` writes, without running it.
 
     Args:
         qmodel: quantized and calibrated.
-        strip_names: see `kquant.export`.
-        decode_budget: likewise.
+        form: see `coded_form`.
     """
-    storing = Storing(tuple(cls() for cls in storages().values()), free=True, budget_bytes=decode_budget)
-    return to_files(lower(qmodel), Form(storing=storing, bare=strip_names)).content
+    return to_files(lower(qmodel), form).content
 
 
-def smallest_strength(run: Rounds, start: float, flash_bytes: int, strip_names: bool, bar: Any) -> float:
+def smallest_strength(run: Rounds, start: float, flash_bytes: int, form: Form, bar: Any) -> float:
     """Round so that the file just holds the budget.
 
     Bytes fall about evenly with the logarithm of the strength: the next one is where the line through the nearest two
@@ -91,7 +111,7 @@ def smallest_strength(run: Rounds, start: float, flash_bytes: int, strip_names: 
         run: rounds the layers; left with the least strength that holds.
         start: strength of the first rounding.
         flash_bytes: of the file.
-        strip_names: see `coded_file`.
+        form: of the file, see `coded_form`.
         bar: its total grows with each rounding.
 
     Raises:
@@ -103,13 +123,13 @@ def smallest_strength(run: Rounds, start: float, flash_bytes: int, strip_names: 
     def size(strength: float) -> int:
         bar.total = each * (len(tried) + 1)
         run.round_all(strength, None, bar)
-        tried[strength] = len(coded_file(run.qmodel, strip_names))
+        tried[strength] = len(coded_file(run.qmodel, form))
         return tried[strength]
 
     strength = start
     while size(strength) > flash_bytes:
         if strength >= STRONGEST:
-            raise NoCodesHold(_too_small(run.qmodel, flash_bytes, min(tried.values())), min(tried.values()))
+            raise NoCodesHold(_too_small(run.qmodel, flash_bytes, min(tried.values()), form), min(tried.values()))
         strength = min(strength * 10.0, STRONGEST)
     best = strength
     weakest = start * 1e-6
@@ -134,8 +154,8 @@ def _between(weak: float, strong: float, tried: dict[float, int], flash_bytes: i
     return math.exp(math.log(weak) + share * (math.log(strong) - math.log(weak)))
 
 
-def _too_small(qmodel: keras.Model, flash_bytes: int, smallest: int) -> str:
-    content = coded_file(qmodel, False)  # with names
+def _too_small(qmodel: keras.Model, flash_bytes: int, smallest: int, form: Form) -> str:
+    content = coded_file(qmodel, replace(form, bare=False))  # with names
     held = {i: array.nbytes for i, array in constants(content).items()}
     tensors = read_model(content).tensors
     rest = sorted(held, key=lambda i: -held[i])

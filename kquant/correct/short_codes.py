@@ -15,7 +15,7 @@ from kquant.calibration.data import batches_of
 from kquant.core.checks import whole_budget
 from kquant.core.messages import warn
 from kquant.core.progress import tqdm
-from kquant.correct.byte_search import check_target, smallest_strength
+from kquant.correct.byte_search import check_target, coded_form, smallest_strength
 from kquant.correct.code_bits import stored_bytes
 from kquant.correct.left_out import warn_left_out
 from kquant.correct.options import check_option
@@ -28,6 +28,7 @@ from kquant.files.destination import path_of
 from kquant.graph.given_model import check_keras
 from kquant.layers.kernel import has_codes
 from kquant.ops.rows import from_matrix
+from kquant.tflite.edges import IO
 from kquant.tflite.storage import HEADER_BYTES
 from kquant.tflite.stored_weights import DECODE_BYTES
 from kquant.views.quantized_model import Place, forget_graphs, refuse_uncalibrated
@@ -46,6 +47,8 @@ def shorten_codes(
     strength: float = 1e-7,
     flash_bytes: int | None = None,
     strip_names: bool = False,
+    io: IO = "model",
+    decode_budget: int | None = None,
     limit: int | None = None,
     batch_size: int = 32,
     seed: int = 0,
@@ -77,6 +80,8 @@ def shorten_codes(
         flash_bytes: of the file with `compression="auto"`: the least strength that holds it is searched for, by
             rounding all layers some five times, and `strength` is where the search begins.
         strip_names: the file that `flash_bytes` is of has no names, see `kquant.export`.
+        io: type of the inputs and outputs of that file, likewise.
+        decode_budget: bytes by which decoding may make the arena of that file larger, likewise.
         limit: use this many samples only, the first ones.
         batch_size: for arrays.
         seed: draws rows of large layers, and signs.
@@ -105,6 +110,7 @@ def shorten_codes(
     """
     check_keras(qmodel, "shorten_codes")
     check_option("shorten_codes: ", "strength", strength)
+    form = coded_form("shorten_codes", io, decode_budget, strip_names)
     if flash_bytes is not None:
         flash_bytes = whole_budget("shorten_codes", "flash_bytes", flash_bytes)
         check_target(qmodel)
@@ -117,7 +123,7 @@ def shorten_codes(
         if flash_bytes is None:
             run.round_all(strength, sweep, bar)
         else:
-            smallest_strength(run, strength, flash_bytes, strip_names, bar)
+            smallest_strength(run, strength, flash_bytes, form, bar)
     forget_graphs(qmodel)
     return qmodel
 

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import keras
 
@@ -25,7 +25,7 @@ from kquant.graph.creation import without_collection
 from kquant.graph.given_model import check_keras
 from kquant.graph.tensorflow_private import operations_as_kernels
 from kquant.tflite.box_choice import CODE, BoxChoice
-from kquant.tflite.edges import IO
+from kquant.tflite.edges import IO, check_io
 from kquant.tflite.file_about import About
 from kquant.tflite.file_content import Files, Form, to_files
 from kquant.tflite.lowering import Lowered, lower
@@ -270,8 +270,7 @@ def _named(files: Files, strip_names: bool) -> FileModel:
 
 def _check_options(io: Any, states: Any, streaming: Any, about: About | None, strip_names: bool) -> None:
     """Refuse values that `export` does not know."""
-    if io not in get_args(IO):
-        raise ValueError(f"export: io must be one of {', '.join(map(repr, get_args(IO)))}. Received: {io!r}.")
+    check_io("export", io)
     if states not in ("io", "variables") or isinstance(streaming, float) or streaming < 0:
         raise ValueError(
             "export: streaming must be False, True or a number of results for each call, and states 'io' or "

@@ -28,7 +28,7 @@ from kquant.core.checks import present
 from kquant.core.messages import first_of
 from kquant.core.progress import tqdm
 from kquant.core.result import Result
-from kquant.correct.byte_search import NoCodesHold
+from kquant.correct.byte_search import NoCodesHold, coded_form
 from kquant.correct.output_worth import squash_of
 from kquant.correct.short_codes import shorten_codes
 from kquant.files.atomic import Outputs
@@ -265,6 +265,7 @@ class _Search:
 
     def __init__(self, wanted: Wanted, kept: Kept) -> None:
         self.wanted, self.kept = wanted, kept
+        self.form = coded_form("compress", wanted.io, wanted.decode_budget, wanted.strip_names)  # of files in codes
         self.rungs: list[ByteRung] = []
         self.earlier = {rung.name: rung for rung in kept.rows("rungs", ByteRung)}
         self.models: dict[str, keras.Model] = {}
@@ -347,10 +348,7 @@ class _Search:
 
     def _files(self, model: keras.Model, coded: bool | None) -> Files:
         wanted = self.wanted
-        storing = Storing()
-        if coded:
-            storing = Storing(tuple(cls() for cls in storages().values()), free=True, budget_bytes=wanted.decode_budget)
-        form = Form(io=wanted.io, storing=storing, bare=wanted.strip_names and coded is not None)
+        form = self.form if coded else Form(io=wanted.io, bare=wanted.strip_names and coded is not None)
         return to_files(lower(model, shrink=coded is not None), form)
 
     def shortened(self, what: str, model: keras.Model, share: float) -> keras.Model:
@@ -358,7 +356,8 @@ class _Search:
         wanted = self.wanted
         bytes_ = int(share * wanted.flash_bytes)
         folder = None if wanted.folder is None else wanted.folder / f"{what}-{bytes_}"
-        options = {"strip_names": wanted.strip_names, "limit": wanted.limit, "folder": folder}
+        edges = {"strip_names": wanted.strip_names, "io": wanted.io, "decode_budget": wanted.decode_budget}
+        options = {**edges, "limit": wanted.limit, "folder": folder}
         return shorten_codes(model, wanted.data, flash_bytes=bytes_, verbose=False, **options)
 
     def distilled(self, model: keras.Model) -> keras.Model:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -10,6 +10,20 @@ from kquant.core.program import Operator, Program, Ref
 from kquant.core.spec import Encoding, QuantSpec
 
 IO = Literal["model", "int8", "uint8", "int16", "float32"]
+
+
+def check_io(who: str, io: Any) -> None:
+    """Refuse a type that no edge has.
+
+    Args:
+        who: the verb that errors name.
+        io: what its caller gave.
+
+    Raises:
+        ValueError: naming those that there are.
+    """
+    if io not in get_args(IO):
+        raise ValueError(f"{who}: io must be one of {', '.join(map(repr, get_args(IO)))}. Received: {io!r}.")
 
 
 def cast_edges(program: Program, io: IO, outputs: bool = True) -> None:

@@ -222,6 +222,9 @@ def test_refusals() -> None:
         kquant.shorten_codes(quantized(target="litert"), samples(16), flash_bytes=20_000, **QUIET)
     with pytest.raises(ValueError, match="strength must be a finite number above 0. Received: 0"):
         kquant.shorten_codes(quantized(), samples(16), strength=0.0, **QUIET)
+    for options in ({"io": "float16"}, {"decode_budget": float("nan")}, {"decode_budget": -1}):
+        with pytest.raises(ValueError, match=rf"shorten_codes: {next(iter(options))} must be .* Received: "):
+            kquant.shorten_codes(quantized(), samples(16), flash_bytes=20_000, **options, **QUIET)
     with pytest.raises(ValueError, match="flash_bytes must be a whole number of bytes, 1 or more, .* Received: 0.5"):
         kquant.shorten_codes(quantized(), samples(16), flash_bytes=0.5, **QUIET)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="flash_bytes must be a whole number of bytes, 1 or more, .* Received: 0"):

@@ -270,3 +270,25 @@ def test_the_command(model: keras.Model, plain: int, tmp_path: Path) -> None:
     assert told["ladder"]["unit"] == "score"
     assert [rung["name"] for rung in told["ladder"]["rungs"]][:3] == ["as it is", "exact steps", "codes"]
     assert (tmp_path / "build" / "rungs" / "rungs.json").is_file()
+
+
+def dense_net() -> tuple[keras.Model, np.ndarray]:
+    """The network of docs/short_codes.md."""
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    sizes = {"body": 96, "middle": 64}
+    hidden = [layers.Dense(units, activation="relu", name=name) for name, units in sizes.items()]
+    net = keras.Sequential([keras.Input((64,)), *hidden, layers.Dense(8, name="head")])
+    return net, rng.normal(size=(128, 64)).astype(np.float32)
+
+
+@pytest.mark.parametrize("options", [{"io": "float32"}, {"io": "int16", "decode_budget": 6144}], ids=str)
+def test_codes_are_shortened_for_the_file_that_is_written(options: dict[str, Any], tmp_path: Path) -> None:
+    """Shortened for int8 edges and any arena, the file came out above the budget, and coarser rungs had to hold it."""
+    net, x = dense_net()
+    made = kquant.compress(net, x, path=tmp_path / "m.tflite", flash_bytes=8200, **options, **QUIET)
+    assert made.ladder is not None
+    rungs = {rung.name: rung for rung in made.ladder.rungs}
+    assert rungs["shorter codes"].holds and rungs["shorter codes, one scale"].holds
+    assert made.report.file_bytes == made.ladder.best.file_bytes <= 8200
+    assert made.ladder.best.score > 20.0

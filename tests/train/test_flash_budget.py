@@ -271,6 +271,8 @@ def test_refusals() -> None:
         kquant.Recipe(name="bad", training={"entropy": -1.0})
     with pytest.raises(ValueError, match=r"the codes of net have no price. .* training = \{ entropy = 0.01 \}"):
         train(coded(entropy=0.0), 1, kquant.callbacks.FlashBudget(3000, 4))
+    with pytest.raises(ValueError, match="FlashBudget: io must be one of 'model', .* Received: 'float'"):
+        kquant.callbacks.FlashBudget(3000, 4, io="float")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="FlashBudget: flash_bytes counts .* 'litert' decodes none"):
         train(coded(target="litert"), 1, kquant.callbacks.FlashBudget(3000, 4))
     with pytest.raises(
