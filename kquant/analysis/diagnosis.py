@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kquant.analysis.columns import unlike_columns
 from kquant.analysis.findings import Evidence, findings
 from kquant.analysis.liveness import peak_bytes
 from kquant.analysis.metrics import check_metric, name_of
@@ -135,9 +136,8 @@ def analyzed(
     layers, tensors = _layers(graph, parts, passes, asked.sensitivity), _tensors(graph, parts, passes)
     everything, weights = all_names(parts), _weights(parts)
     plain, simulated = passes.value(passes.NONE), passes.value(everything)
-    evidence = Evidence(
-        qmodel.name, len(x[0]), tuple(parts), layers, tensors, tuple(pairs(graph)), plain, simulated, metric is None
-    )
+    given = qmodel.name, len(x[0]), tuple(parts), layers, tensors, tuple(pairs(graph))
+    evidence = Evidence(*given, plain, simulated, metric is None, unlike_columns(graph, x))
     reached = passes.value(passes.ALL), mean_db(passes.outputs[passes.ALL].noises)
     causes = findings(evidence)
     trying = asked.remedies and any(f.candidates for f in causes)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kquant.analysis.columns import Columns
 from kquant.analysis.pairs import Pair
-from kquant.analysis.results import Finding, LayerReport, TensorReport
+from kquant.analysis.results import SPLIT, Finding, LayerReport, TensorReport
 from kquant.analysis.units import Unit
 from kquant.layers.nodes import Compressed
 from kquant.layers.provenance import NOWHERE
@@ -50,6 +51,9 @@ EQUALIZE = 'steps = ["equalize", "calibrate"]'
 # Few steps, so that a trial takes seconds; what is told is what was tried.
 ADAROUND = 'steps = ["calibrate", { name = "adaround", iterations = 300 }]'
 SEQUENTIAL_MSE = 'steps = ["calibrate", "sequential-mse"]'
+BIAS = 'steps = ["calibrate", "bias"]'
+# 65,536 codes need no clipping.
+WIDE = '[activations]\nbits = 16\nobserver = "minmax"'
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class Evidence:
         pairs: layers that could be equalized.
         float_value, simulated: the metric of the float model, and with everything quantized, on the grids.
         is_sqnr: the metric is SQNR in dB.
+        columns: inputs with columns of unlike scale.
     """
 
     model: str
@@ -75,12 +80,13 @@ class Evidence:
     float_value: float
     simulated: float
     is_sqnr: bool
+    columns: tuple[Columns, ...] = ()
 
 
 def findings(evidence: Evidence) -> tuple[Finding, ...]:
     """All causes that the evidence shows; data first, then the structure, then what more bits would buy."""
     # data that show too little make every later finding doubtful, so that comes first
-    searches = (few_samples, ranges, concats, outliers, unequalized, low_bits, sensitive)
+    searches = (few_samples, unlike, ranges, concats, outliers, unequalized, low_bits, sensitive, together)
     return tuple(finding for search in searches for finding in search(evidence))
 
 
@@ -94,6 +100,17 @@ def few_samples(e: Evidence) -> Iterator[Finding]:
         shown = ", ".join(f"{t.unit} {t.moved:.1f} times" for t in moving[:3])
         more = f" and {len(moving) - 3} more" if len(moving) > 3 else ""
         yield Finding(e.model, "too few samples", f"the second half of the data widens ranges: {shown}{more}", remedy)
+
+
+def unlike(e: Evidence) -> Iterator[Finding]:
+    """Columns of an input on one grid that is made for the widest."""
+    for c in e.columns if _loses(e) else ():
+        narrow, wide = (f"{low:.3g} to {high:.3g}" for low, high in (c.narrow_ends, c.wide_ends))
+        evidence = (
+            f"column {c.narrow} goes from {narrow}, column {c.wide} from {wide}; on one grid of {c.bits} bits the "
+            f"narrow one gets {c.codes:.2g} of {1 << c.bits} codes. Let the application scale the columns"
+        )
+        yield Finding(c.name, "unlike input columns", evidence, candidates=(SPLIT,))
 
 
 def ranges(e: Evidence) -> Iterator[Finding]:
@@ -220,6 +237,17 @@ def sensitive(e: Evidence) -> Iterator[Finding]:
             yield Finding(row.name, "most sensitive layer", evidence, candidates=_more_bits(row, e.is_sqnr))
 
 
+def together(e: Evidence) -> Iterator[Finding]:
+    """What no single layer explains: corrections and 16-bit activations for all of them, as `kquant.autotune` tries."""
+    if not _loses(e) or all(t.bits >= 16 for t in e.tensors):
+        return
+    unit = " dB" if e.is_sqnr else ""
+    evidence = f"{e.simulated:.4g}{unit} with everything quantized"
+    evidence += "" if e.is_sqnr else f", {e.float_value:.4g} in float"
+    changes = (BIAS, WIDE, f"{BIAS}\n{WIDE}", f"{EQUALIZE}\n{WIDE}")
+    yield Finding(e.model, "loss of all layers together", evidence, candidates=changes)
+
+
 def _loses(e: Evidence) -> bool:
     return e.simulated < LOSS_DB if e.is_sqnr else e.float_value - e.simulated > LOSS
 
@@ -247,7 +275,8 @@ def share_of_loss(float_value: float, simulated: float, row: LayerReport, is_sqn
 
 def _more_bits(row: LayerReport, is_sqnr: bool) -> tuple[str, ...]:
     """For the weights and for the output; the trials tell which of both loses the accuracy."""
-    wide = _rule(row.name, "activations", "bits = 16")
+    # a rule speaks for layers, and an input is none
+    wide = WIDE if row.kind == "Input" else _rule(row.name, "activations", "bits = 16")
     if row.weights is None:
         return (wide,)
     eight = (_rule(row.name, "weights", "bits = 8"),) if row.weights.bits < 8 else ()

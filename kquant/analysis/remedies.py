@@ -18,8 +18,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from kquant.analysis.columns import scaled_alike
 from kquant.analysis.passes import Passes, chunks
-from kquant.analysis.results import Analysis, Finding, Gain
+from kquant.analysis.results import SPLIT, Analysis, Finding, Gain
 from kquant.analysis.sqnr import mean_db
 from kquant.analysis.units import units
 from kquant.core.callers import is_callers
@@ -58,16 +59,16 @@ class Trials:
     sqnr_db: float
 
     def gain(self, change: str) -> Gain | None:
-        """What a change of the recipe gains; None where no model comes of it."""
+        """What a change of the recipe, or `SPLIT`, gains; None where no model comes of it."""
         # quantized anew from the float model: with the change widths, packing and what fuses may come out otherwise
-        chosen = merged(self.recipe, change)
+        chosen = self.recipe if change == SPLIT else merged(self.recipe, change)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of a model that nobody keeps
-                qmodel = quantize(self.model, chosen, target=self.target)
-                data = keras.tree.pack_sequence_as(read(qmodel).inputs, self.data)
-                apply_steps(qmodel, chosen.steps, data, verbose=False)
-                value, sqnr_db = measured(qmodel, self.data, self.metric)
+                model, x = scaled_alike(self.model, self.data) if change == SPLIT else (self.model, self.data)
+                qmodel = quantize(model, chosen, target=self.target)
+                apply_steps(qmodel, chosen.steps, keras.tree.pack_sequence_as(read(qmodel).inputs, x), verbose=False)
+                value, sqnr_db = measured(qmodel, x, self.metric)
         except ValueError as error:
             if is_callers(error):
                 raise  # a fault of the caller's metric is none of the recipe
@@ -145,6 +146,8 @@ def _worth(gain: Gain, is_sqnr: bool) -> float:
 
 def _cost(change: str) -> int:
     """Place in `COSTS` of the dearest thing that a change asks for."""
+    if change == SPLIT:
+        return 0
     given = tomllib.loads(change)
     tables = [given, *given.get("rules", [])]
     asked = {"steps"} if "steps" in given else set()
@@ -174,9 +177,13 @@ def with_remedy(qmodel: keras.Model, analysis: Analysis, is_sqnr: bool = True) -
     Raises:
         ValueError: no remedy gained anything, or nobody knows the model's recipe any more.
     """
-    tried = [(f.remedy, f.gain) for f in analysis.findings if f.gain is not None]
+    gained = [(f.remedy, f.gain) for f in analysis.findings if f.gain is not None]
+    tried = [(remedy, gain) for remedy, gain in gained if remedy != SPLIT]
     recipe = provenance_of(encodings_of(qmodel)).load_recipe()
     if not tried or recipe is None:
-        raise ValueError(f"analyze: {analysis.model}: no remedy gains anything on these samples, so none is applied.")
+        split = f" What gains is no line of a recipe: {SPLIT}." if gained and not tried else ""
+        raise ValueError(
+            f"analyze: {analysis.model}: no remedy gains anything on these samples, so none is applied.{split}"
+        )
     best, _ = max(tried, key=lambda pair: (_worth(pair[1], is_sqnr), -_cost(pair[0])))
     return merged(recipe, best).model_copy(update={"name": f"{recipe.name}-remedy", "title": ""})

@@ -9,6 +9,9 @@ from typing import Any
 from kquant.core.messages import first_of
 from kquant.core.result import Result
 
+# A remedy that is no line of a recipe: the application scales the columns, and the model begins behind that.
+SPLIT = "kquant.split_preprocessing(model)  # on the command line: kquant split MODEL.keras --folder split"
+
 
 @dataclass(frozen=True)
 class WeightReport:
@@ -147,10 +150,10 @@ class Finding:
         layer: where; the model's name where it is no single layer.
         cause: in a few words.
         evidence: the figures that say so.
-        remedy: lines of a recipe (TOML) that were tried and gain, or a call that data are wanted for; empty where
-            nothing that was tried gains anything.
-        gain: of the recipe, measured on the samples; None where there is none.
-        candidates: lines of recipes that are worth trying.
+        remedy: lines of a recipe (TOML) that were tried and gain, `SPLIT` likewise, or a call that data are wanted for;
+            empty where nothing that was tried gains anything.
+        gain: of the remedy, measured on the samples; None where there is none.
+        candidates: lines of recipes that are worth trying, or `SPLIT`.
         tried: they were.
     """
 

@@ -176,7 +176,7 @@ class _Model:
         """Inputs, then functions, then the rest, those first whose narrowest channel gets fewest codes."""
         v = self._value(node)
         kind = 0 if id(node.args[0]) in self.inputs else 1 if self._function(node) is not None else 2
-        return kind, _codes(v, _step(node.op), v.ndim - 1)[0]
+        return kind, codes_of(v, _step(node.op), v.ndim - 1)[0]
 
     def _value(self, node: Node) -> np.ndarray:
         return np.asarray(self.values[id(node.outputs[0])], np.float32)
@@ -234,8 +234,8 @@ class _Model:
         name = self.inputs.get(id(node.args[0]))
         # the features of an input may lie along any axis (channels first, time last), those inside along the last
         axes = range(1, v.ndim) if name is not None else [v.ndim - 1]
-        few, low, high, axis = min((*_codes(v, step, a), a) for a in axes)
-        widths = _widths(v, axis)
+        few, low, high, axis = min((*codes_of(v, step, a), a) for a in axes)
+        widths = widths_of(v, axis)
         if few >= FEW_CODES or widths[high] < UNLIKE * widths[low]:
             return None
         if (apart := self.db(node, _apart(v, axis))) < alone + GAIN_DB:
@@ -299,14 +299,15 @@ def _reach(layer: FakeQuant) -> float:
     return scale * max(layer.spec.high - zero_point, zero_point - layer.spec.low)
 
 
-def _widths(v: np.ndarray, axis: int) -> np.ndarray:
+def widths_of(v: np.ndarray, axis: int) -> np.ndarray:
+    """From the smallest to the largest value of each channel along an axis."""
     others = tuple(a for a in range(v.ndim) if a != axis)
     return v.max(axis=others) - v.min(axis=others)
 
 
-def _codes(v: np.ndarray, step: float, axis: int) -> tuple[float, int, int]:
+def codes_of(v: np.ndarray, step: float, axis: int) -> tuple[float, int, int]:
     """Codes that the narrowest channel that varies gets, and which it and the widest are."""
-    widths = _widths(v, axis)
+    widths = widths_of(v, axis)
     live = np.where(widths > 0.0, widths, np.inf)
     low = int(live.argmin())
     return (float(live[low] / step) if widths[low] > 0.0 else np.inf), low, int(widths.argmax())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
-from kquant.analysis.results import Analysis, Finding, LayerReport, TensorReport, WeightReport
+from kquant.analysis.results import SPLIT, Analysis, Finding, LayerReport, TensorReport, WeightReport
 from kquant.core.messages import first_of
 from kquant.report.cards import share_of
 from kquant.report.drawing import Scale, box, dots, gridlines, line, stairs, upright
@@ -106,7 +106,8 @@ def _notes(findings: Sequence[Finding], in_db: bool) -> Iterator[Note]:
 def _note(same: Sequence[Finding], in_db: bool) -> Note:
     f, gain = same[0], ""
     if f.remedy:
-        gain = "To try:" if f.gain is None else f"{gained(f.gain, in_db)}, with these lines in the recipe:"
+        how = "with the model split" if f.remedy == SPLIT else "with these lines in the recipe"
+        gain = "To try:" if f.gain is None else f"{gained(f.gain, in_db)}, {how}:"
     said = ". ".join(one.evidence for one in same[:EVIDENCE])
     more = f". And {len(same) - EVIDENCE} more" if len(same) > EVIDENCE else ""
     more += ". Nothing that was tried gains on these samples" if f.tried and not f.remedy else ""
