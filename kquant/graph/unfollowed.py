@@ -213,6 +213,13 @@ def _made(line: str) -> str:
     )
 
 
+def _beside(line: str) -> str:
+    return (
+        " because a layer that it calls returns something beside tensors (None, say), which Keras lets pass on data "
+        "only. Let that layer return its tensors alone: write its `call` so, or a subclass of it with such a `call`."
+    )
+
+
 def _own(line: str) -> str:
     return (
         ", so kquant cannot see what it computes: its own code raises an error on them. Call the model on data and on "
@@ -226,6 +233,7 @@ REASONS: tuple[tuple[re.Pattern[str], Callable[[str], str]], ...] = tuple(
     (re.compile(mark), words)
     for mark, words in (
         (r"cannot be used as input to a TensorFlow function", _tensorflow),
+        (r"All operation outputs must be tensors", _beside),
         (r"cannot be used as a boolean", _branch),
         (r"cannot convert it to an? (float|int)|unsupported format string", _number),
         (r"cannot convert it to a NumPy array|does not support ufuncs", _numpy),

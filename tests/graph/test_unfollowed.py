@@ -20,6 +20,22 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 BATCH = "one sample at a time"
+
+
+class WithScores(layers.Layer):
+    """A layer that gives scores besides where it is asked to, as attentions do."""
+
+    def call(self, x: Any) -> Any:
+        return ops.tanh(x), None
+
+
+class Alone(WithScores):
+    """The same without the scores that nobody asked for: what the message says to write."""
+
+    def call(self, x: Any) -> Any:
+        return super().call(x)[0]
+
+
 # What the body of `call` does -> what is said of it.
 BODIES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "branch": (lambda x: x if ops.sum(x) > 0 else -x, r"truth of a tensor.*ops\.where"),
@@ -39,6 +55,7 @@ BODIES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "numbers of a tensor": (lambda x: ops.tanh(x.numpy()), r"asks for the numbers in a tensor"),
     "weights before building": (lambda x: ops.matmul(x, layers.Dense(3).kernel), r"not built.*layer\.build"),
     "a layer called wrongly": (lambda x: layers.Dense(3)(x, x), r"own code raises.*TypeError"),
+    "None beside a tensor": (lambda x: WithScores()(x)[0], r"because a layer that it calls returns .*beside tensors"),
     "own mistake": (lambda x: [x][1], r"its own code raises.*IndexError"),
     "nothing": (lambda x: None, r"Received: None; is its `return` missing"),
     "text": (lambda x: {"a": x, "b": "text"}, r"must return tensors.*Received: str 'text'"),
@@ -81,6 +98,10 @@ def test_each_reason_has_its_own_words(name: str) -> None:
         kquant.check(Body(function), input_shape=(None, 3, 4))
     places = re.findall(r"\((\w+\.py), line \d+", str(caught.value))
     assert set(places) <= {"test_unfollowed.py"}, "the user's own line, whichever part of kquant it went through"
+
+
+def test_a_layer_that_returns_its_tensor_alone_is_followed() -> None:
+    assert kquant.check(Body(lambda x: Alone()(x)), input_shape=(None, 3, 4)).ok
 
 
 def test_the_line_that_raised_is_shown() -> None:
