@@ -32,6 +32,7 @@ SAMPLES = 8
 IMAGE: dict[str, Any] = {"image_shape": (32, 32, 3)}
 PATCHES: dict[str, Any] = {"patch_size": 8, "num_layers": 2, "num_heads": 2, "hidden_dim": 16, **IMAGE}
 TEXT: dict[str, Any] = {"num_layers": 2, "num_heads": 2, "hidden_dim": 16, "intermediate_dim": 32}
+WORDS: dict[str, Any] = {"vocabulary_size": 50, "max_sequence_length": 12, **TEXT}
 STACKS: dict[str, Any] = {
     "stackwise_num_filters": [64, 64],
     "stackwise_num_blocks": [1, 1],
@@ -105,7 +106,14 @@ MODELS: dict[str, Build] = {
         **STACKS,
         **IMAGE,
     ),
-    "BertBackbone": lambda hub: hub.BertBackbone(vocabulary_size=50, max_sequence_length=12, **TEXT),
+    "AlbertBackbone": lambda hub: hub.AlbertBackbone(embedding_dim=8, **WORDS),
+    "BertBackbone": lambda hub: hub.BertBackbone(**WORDS),
+    "DistilBertBackbone": lambda hub: hub.DistilBertBackbone(**WORDS),
+    "GPT2Backbone": lambda hub: hub.GPT2Backbone(**WORDS),
+    "RobertaBackbone": lambda hub: hub.RobertaBackbone(**WORDS),
+    "WhisperBackbone": lambda hub: hub.WhisperBackbone(
+        vocabulary_size=50, num_mels=8, max_encoder_sequence_length=24, max_decoder_sequence_length=12, **TEXT
+    ),
 }
 
 
@@ -117,8 +125,9 @@ def samples(model: keras.Model) -> Any:
         shape = (SAMPLES, *(12 if size is None else size for size in tensor.shape[1:]))
         if "int" not in tensor.dtype:
             return rng.uniform(0.0, 1.0, shape).astype("float32")
-        whole = {"padding_mask": np.ones, "segment_ids": np.zeros}.get(tensor.name)
-        return rng.integers(0, 49, shape).astype("int32") if whole is None else whole(shape, "int32")
+        if tensor.name.endswith("padding_mask"):  # sequences of 1 to 12 steps
+            return (np.arange(shape[1]) < rng.integers(1, shape[1] + 1, (SAMPLES, 1))).astype("int32")
+        return np.zeros(shape, "int32") if tensor.name == "segment_ids" else rng.integers(0, 49, shape).astype("int32")
 
     return keras.tree.map_structure(one, model.input)
 

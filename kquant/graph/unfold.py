@@ -34,6 +34,7 @@ from kquant.graph.keras_private import (
     structures,
     to_snake_case,
 )
+from kquant.graph.own_specs import specs_of_calls
 from kquant.graph.recording import (
     FEW,
     MORE,
@@ -369,7 +370,7 @@ class _Unfolding:
         call_kwargs.pop("training", None)
         if "training" in op.call_signature_parameters and training is not None:
             call_kwargs["training"] = training
-        with called_from(op, training), symbolic_on_either_side(), watched.over(op):
+        with called_from(op, training), symbolic_on_either_side(), specs_of_calls(op), watched.over(op):
             outputs = op.call(*call_args, **call_kwargs)
         back = {id(ours[id(t)]): t for t in starts}
         return Recording(outputs, _recorded(tree.flatten(outputs), set(back)), back, list(ours.values()))

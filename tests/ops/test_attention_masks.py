@@ -200,6 +200,46 @@ def test_trains_saves_and_loads_with_a_mask(tmp_path):
     assert contract.compare(q, contract.file_of(q), "litert-reference", few) == contract.Parity(1.0, 0)
 
 
+class Cached(layers.MultiHeadAttention):
+    """As decoders have it: one argument more than the class above knows, in a `call` of its own."""
+
+    def call(self, query: Any, value: Any, attention_mask: Any = None, cache: Any = None) -> Any:
+        q, k, v = self._query_dense(query), self._key_dense(value), self._value_dense(value)
+        y, _ = self._compute_attention(q, k, v, attention_mask=attention_mask)
+        return self._output_dense(y)
+
+
+class Decoder(layers.Layer):
+    """A causal mask for each sample, met with the padding mask as whole numbers."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.attention = Cached(2, 4, dropout=0.1, name="attention")
+
+    def build(self, shape: Any, *_: Any) -> None:
+        self.attention.build(shape, shape)
+
+    def call(self, x: Any, padding_mask: Any) -> Any:
+        causal = ops.broadcast_to(np.tri(STEPS)[None] > 0, (ops.shape(x)[0], STEPS, STEPS))
+        mask = ops.minimum(ops.cast(padding_mask[:, None], "int32"), ops.cast(causal, "int32"))
+        return x + self.attention(x, x, attention_mask=mask, cache=None)
+
+
+@pytest.mark.parametrize(("target", "runtime"), REFERENCES)
+def test_a_decoder_with_arguments_of_its_own(target, runtime):
+    keras.utils.set_random_seed(3)
+    tokens = keras.Input((STEPS,), dtype="int32", name="tokens")
+    told = keras.Input((STEPS,), dtype="int32", name="padding_mask")
+    y = Decoder(name="decoder")(layers.Embedding(WORDS, WIDTH)(tokens), told)
+    model = contract.randomise(keras.Model([tokens, told], layers.Dense(3)(y)))
+    q = kquant.calibrate(kquant.quantize(model, target=target), fed(model), batch_size=64, verbose=False)
+    x = fed(model, 16, 1)
+    content = contract.file_of(q)
+    assert contract.compare(q, content, runtime, x) == contract.Parity(1.0, 0)
+    assert not contract.floats(content)
+    assert signal_to_noise(model(x), q(x, training=False)) > 25
+
+
 def test_a_mask_of_too_many_axes_is_named():
     x, mask = keras.Input((5, 8)), keras.Input((2, 5, 5), dtype="bool")
     model = keras.Model([x, mask], layers.MultiHeadAttention(2, 4, name="me")(x, x, attention_mask=mask))
