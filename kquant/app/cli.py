@@ -23,6 +23,7 @@ from kquant.app import (
     detect_command,
     migrate_command,
     project_command,
+    split_command,
     telling,
     transcribe_command,
     view_command,
@@ -342,6 +343,7 @@ app.command()(detect_command.detect)
 app.command()(transcribe_command.transcribe)
 app.command()(view_command.view)
 app.command()(migrate_command.migrate)
+app.command()(split_command.split)
 app.command()(telling.check)
 app.command()(telling.size)
 app.command()(telling.inspect)

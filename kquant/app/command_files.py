@@ -247,7 +247,11 @@ def save_arrays(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
     Raises:
         ValueError: see `check_arrays_file`.
     """
-    target = check_arrays_file(path)
+    write_atomically(check_arrays_file(path), arrays_file(arrays), "--path")
+
+
+def arrays_file(arrays: dict[str, np.ndarray]) -> bytes:
+    """Arrays by name, as a `.npz` file holds them."""
     content = io.BytesIO()
     # what `np.savez(content, **arrays)` writes, whose own arguments are names of outputs, too ("file")
     with zipfile.ZipFile(content, "w") as archive:
@@ -255,7 +259,7 @@ def save_arrays(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
             entry = io.BytesIO()
             np.lib.format.write_array(entry, np.asanyarray(array), allow_pickle=False)
             archive.writestr(f"{name}.npy", entry.getvalue())
-    write_atomically(target, content.getvalue(), "--path")
+    return content.getvalue()
 
 
 def save_results(qmodel: keras.Model, paths: Sequence[Path], data: Any) -> None:

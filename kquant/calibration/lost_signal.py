@@ -71,7 +71,7 @@ def warn_of_losses(qmodel: keras.Model, seen: Observations) -> None:
 REMEDIES = {
     "input": (
         "Bring the channels to one scale in the application, before the model: `kquant.split_preprocessing(model)` "
-        "takes a Normalization, and the like, out of it."
+        "(`kquant split`) takes a Normalization, and the like, out of it."
     ),
     "channels": (
         "Bring the channels nearer to each other: `kquant.equalize(q, data)` before calibrating, where a layer with "

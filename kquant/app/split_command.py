@@ -1,0 +1,61 @@
+"""`kquant split`: what scales inputs leaves the model, for the application to do; and samples for what is left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kquant.app.options import Json, Limit, Model, Scale, refusing
+from kquant.files.named_files import check_data
+
+
+@refusing
+def split(
+    model: Model,
+    folder: Annotated[Path, typer.Option("--folder", help="Folder for both models, and for the samples")],
+    files: Annotated[
+        list[Path] | None,
+        typer.Option("--data", help="Samples to bring over as well, see kquant compress; more than once for more"),
+    ] = None,
+    scale: Scale = 1.0,  # type: ignore[assignment]
+    limit: Limit = None,
+    as_json: Json = False,
+) -> None:
+    """Split a model behind the layers that scale its inputs: preprocessing.keras, MODEL.keras, and samples for that."""
+    import json
+
+    import keras
+    import numpy as np
+
+    from kquant.app import command_files
+    from kquant.files.atomic import Outputs
+    from kquant.prepare.split_inputs import split_preprocessing
+
+    before, after = folder / "preprocessing.keras", folder / f"{model.stem}.keras"
+    arrays = {source: folder / f"{source.stem}.npz" for source in files or ()}
+    for source in arrays:
+        check_data(source)
+    with command_files.output_folder(folder, model):
+        new = Outputs([before, after, *arrays.values()], "split")
+        given = command_files.load_model(model)
+        parts = split_preprocessing(given)
+        names = [each.name for each in command_files.inputs_of(parts.model)]
+        takes = command_files.inputs_of(given)
+        with new:
+            command_files.save_model(parts.preprocessing, before, new)
+            command_files.save_model(parts.model, after, new)
+            for source, path in arrays.items():
+                samples = command_files.load_data(source, takes, scale=scale, limit=limit)
+                scaled = keras.tree.flatten(parts.preprocessing.predict(samples, verbose=0))
+                held = {name: np.asarray(x) for name, x in zip(names, scaled, strict=True)}
+                new.write(path, command_files.arrays_file(held))
+    if as_json:
+        made = {"preprocessing": before, "model": after, "data": list(arrays.values()), "moved": parts.moved}
+        typer.echo(json.dumps(made, default=str))
+        return
+    typer.echo(f"{before}: {', '.join(parts.moved)}, which the application computes in float")
+    typer.echo(f"{after}: the rest, for kquant compress")
+    for source, path in arrays.items():
+        typer.echo(f"{path}: {source} behind {before.name}")

@@ -1,0 +1,51 @@
+"""`kquant split`: both parts of a model, and samples, in a folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from typer.testing import CliRunner
+
+from kquant.app.cli import app
+
+ROWS = (np.random.default_rng(0).random((16, 3)) * [1, 100, 10000]).astype("float32")
+
+
+def kq(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    norm = layers.Normalization(mean=[0.0, 50.0, 5000.0], variance=[1.0, 1e3, 1e7], name="norm")
+    keras.Sequential([keras.Input((3,), name="sensors"), norm, layers.Dense(2)]).save(tmp_path / "net.keras")
+    np.savez(tmp_path / "rows.npz", ROWS)
+    return tmp_path
+
+
+def test_the_parts_give_what_the_model_gave(work: Path) -> None:
+    folder = work / "split"
+    done = kq("split", work / "net.keras", "--folder", folder, "--data", work / "rows.npz")
+    assert done.exit_code == 0 and "norm, which the application computes" in done.stdout, done.output
+    before, after = (keras.models.load_model(folder / name) for name in ("preprocessing.keras", "net.keras"))
+    with np.load(folder / "rows.npz") as held:
+        assert held.files == ["sensors"]
+        np.testing.assert_array_equal(held["sensors"], before.predict(ROWS, verbose=0))
+        wanted = keras.models.load_model(work / "net.keras").predict(ROWS, verbose=0)
+        np.testing.assert_allclose(after.predict(held["sensors"], verbose=0), wanted, rtol=1e-5, atol=1e-5)
+    told = json.loads(kq("split", work / "net.keras", "--folder", folder, "--json").stdout)
+    assert told["moved"] == ["norm"] and told["model"] == str(folder / "net.keras") and told["data"] == []
+
+
+def test_what_cannot_be_split_leaves_nothing(work: Path) -> None:
+    keras.Sequential([keras.Input((3,)), layers.Dense(2, name="first")]).save(work / "plain.keras")
+    done = kq("split", work / "plain.keras", "--folder", work / "split")
+    assert done.exit_code == 1 and "first" in done.stderr and not (work / "split").exists()
+    over = kq("split", work / "net.keras", "--folder", work)
+    assert over.exit_code == 1 and "would overwrite" in over.stderr
