@@ -13,8 +13,10 @@ from kquant.core.spec import QuantSpec
 from kquant.graph.stored import Stored
 from kquant.layers.kernel import Holder
 from kquant.layers.nodes import FakeQuant, encodings_of
+from kquant.layers.provenance import provenance_of
 from kquant.ops.function import Function
 from kquant.ops.micro_frontend import MicroFrontend
+from kquant.views.heads import takes_wide
 from kquant.views.quantized_model import read
 
 HALVES_DIFFER = 2.0
@@ -159,12 +161,17 @@ def _warn_unequal(qmodel: keras.Model, seen: Observations) -> None:
         f"{name} ({w[0]:.3g} to {w[-1]:.3g} wide)" for name, w in unequal.items() if w and w[-1] > most[name] * w[0]
     ]
     if said:
+        target = provenance_of(encodings_of(qmodel)).load_target()
+        wide = (
+            "Give the join 16 bits by a rule (`activations = { bits = 16 }`)"
+            if takes_wide(target, ("QUANTIZE", "CONCATENATION"))
+            else f"{target.title} joins 8 bits only, so let the model give what is joined as outputs of their own"
+        )
         warn(
             f"calibrate: tensors of very different ranges share an encoding: {first_of(said)}. The kernels of "
             "Concatenate, Maximum and Minimum want one for all that they join, and what else reads a narrow one has few"
             " codes left too. Put keras.layers.Rescaling(1.0) on it before the join, so that its other readers keep a "
-            "grid of their own. Give the join 16 bits by a rule (`activations = { bits = 16 }`); or bring their ranges "
-            "nearer with a BatchNormalization."
+            f"grid of their own. {wide}; or bring their ranges nearer with a BatchNormalization."
         )
 
 

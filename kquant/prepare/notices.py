@@ -73,8 +73,8 @@ def warn_heads(plan: Plan) -> None:
     """Say that an output has 16 bits, though the recipe says 8, and how to have 8."""
     if plan.heads:
         warn(
-            f"quantize: an output of the model joins values of a prescribed range (scores) and others (boxes): "
-            f"{first_of(plan.heads)}. It has 16 bits, so that each keeps its own grid; one grid of 8 bits for both is "
+            "quantize: an output of the model joins heads whose ranges may differ (boxes, landmarks, scores): "
+            f"{first_of(plan.heads)}. It has 16 bits, so that each keeps its own grid; one grid of 8 bits for all is "
             '`activations = { heads = "joined" }` in the recipe, and two outputs in place of one keep 8 bits for each.'
         )
 

@@ -40,8 +40,8 @@ from kquant.recipe.training_section import Grids, Oscillations, Progressive, Rob
 class Activations(Strict):
     """Grid and observer of activations; more than 8 bits are symmetric, as the 16-bit kernels want them.
 
-    `heads` says what a join for an output of the model does with 8-bit scores and boxes: "apart" gives it 16 bits, so
-    that each keeps its own grid, "joined" one grid of 8 bits for all.
+    `heads` says what a join for an output of the model does with 8-bit heads (scores, boxes, landmarks): "apart" gives
+    it 16 bits, so that each keeps its own grid, "joined" one grid of 8 bits for all.
     """
 
     bits: int = Field(default=8, ge=2, le=16)

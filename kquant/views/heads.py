@@ -1,18 +1,29 @@
 """Joins for an output of the model of what has a range of its own and what has another: boxes beside scores.
 
-CONCATENATION takes one scale for all that it joins. Where some of it comes from a sigmoid, softmax or tanh, whose scale
-the kernels prescribe, and the rest from a layer whose range the data tell, the common 8-bit grid is as coarse as the
-widest needs: scores of 0 to 1 beside boxes of 0 to 400 pixels have one code, 0. In 16 bits both keep more than the
-eight bits that they were computed in, and all that costs is one byte for each value of the output.
+CONCATENATION takes one scale for all that it joins, as coarse as the widest needs: scores of 0 to 1 beside boxes of 0
+to 400 pixels have one code, 0. In 16 bits all keep more than the eight bits that they were computed in, and all that
+costs is one byte for each value of the output. Widths are decided before data show ranges, so structure tells:
+
+scores and others   some come from a sigmoid, softmax or tanh, whose scale the kernels prescribe, or are clipped to 0 to
+                    1 (hard_sigmoid), and the rest from a layer whose range the data tell
+heads side by side  columns of two or more layers with a matrix (boxes, landmarks, logits), one beside the other, no
+                    activation behind: each layer means another thing by its numbers
+
+Rows of one kind below each other (levels of a pyramid), feature maps (behind a ReLU, or read by others too) and what
+kquant itself takes apart and joins again stay as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from kquant.core.origin import origins
 from kquant.graph.graph import Graph, Node
+from kquant.graph.stored import Stored
 from kquant.ops.rule import MOVES, Rule
 from kquant.recipe.recipe import Settings
 from kquant.targets import Target
@@ -20,6 +31,19 @@ from kquant.views.widths import TYPES, container, has_width
 
 FIXED, OWN = "fixed", "own"
 WIDE = 16
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What a tensor holds that matrices have given, moved at most.
+
+    Attributes:
+        made_by: the user's layers, each by its path of (name, class); none have made a constant.
+        axis: of the tensor, that numbers their columns.
+    """
+
+    made_by: frozenset[tuple[tuple[str, str], ...]]
+    axis: int
 
 
 def widened_heads(
@@ -36,12 +60,16 @@ def widened_heads(
 
 
 def _is_able(target: Target, rule: Rule | None) -> bool:
-    if rule is None or not has_width(target, rule, WIDE):
-        return False
-    narrow_only = (
-        target.takes(code) is not False and target.takes(code, TYPES[WIDE]) is False for code in rule.operators
+    return rule is not None and has_width(target, rule, WIDE) and takes_wide(target, rule.operators)
+
+
+def takes_wide(target: Target, codes: Iterable[str]) -> bool:
+    """True where the target has operators in 16 bits, and no accelerator of it that takes one in 8 bits only."""
+    return all(
+        target.supports(code, TYPES[WIDE])
+        and (target.takes(code) is False or target.takes(code, TYPES[WIDE]) is not False)
+        for code in codes
     )
-    return not any(narrow_only)
 
 
 def _is_asked(wanted: Settings) -> bool:
@@ -54,7 +82,7 @@ def _widened(wanted: Settings) -> Settings:
 
 
 def mixed_joins(graph: Graph, rules: Mapping[int, Rule | None]) -> list[Node]:
-    """The joins of prescribed and own ranges that nothing computes with any more, and those behind them.
+    """The joins of unlike parts that nothing computes with any more, and those behind them.
 
     Args:
         graph: of an expanded model.
@@ -64,23 +92,79 @@ def mixed_joins(graph: Graph, rules: Mapping[int, Rule | None]) -> list[Node]:
         Calls, in order: those that mix, and the joins of their results.
     """
     ends = _moved_only(graph, rules)
-    origins: dict[int, frozenset[str]] = {id(t): frozenset({OWN}) for t in graph.input_tensors}
+    ranges: dict[int, frozenset[str]] = {id(t): frozenset({OWN}) for t in graph.input_tensors}
+    columns: dict[int, Columns] = {}
     mixed: list[Node] = []
     tensors: set[int] = set()  # that a mixing join has written
     for node in graph.nodes:
         rule = rules[id(node)]
         moved = rule is not None and rule.output in MOVES
-        kinds = frozenset[str]().union(*(origins[id(t)] for t in node.inputs)) if moved else frozenset({OWN})
-        if rule is not None and rule.output == "fixed":
+        kinds = frozenset[str]().union(*(ranges[id(t)] for t in node.inputs)) if moved else frozenset({OWN})
+        if rule is not None and (rule.output == "fixed" or _is_clipped(node, rule)):
             kinds = frozenset({FIXED})
-        origins |= {id(t): kinds for t in node.outputs}
+        ranges |= {id(t): kinds for t in node.outputs}
+        if (made := _columns(node, rule, columns)) is not None:
+            columns |= {id(t): made for t in node.outputs}
         behind = moved and any(id(t) in tensors for t in node.inputs)
         joins = moved and len({id(t) for t in node.inputs}) > 1 and _keeps_all(node)
-        if id(node.outputs[0]) in ends and (behind or (joins and len(kinds) > 1)):
+        joins = joins and (len(kinds) > 1 or _beside(node, columns, ends))
+        if id(node.outputs[0]) in ends and (behind or joins):
             tensors.update(id(t) for t in node.outputs)
             if rule is not None and rule.output == "shared":
                 mixed.append(node)
     return mixed
+
+
+def _is_clipped(node: Node, rule: Rule) -> bool:
+    """True for what ends at 1 as a sigmoid does: hard_sigmoid is a ReLU with that bound."""
+    return rule.relu is not None and rule.arithmetic is not None and rule.arithmetic(node)[1].get("maximum") == 1.0
+
+
+def _columns(node: Node, rule: Rule | None, known: Mapping[int, Columns]) -> Columns | None:
+    """What a call gives, where that is the columns of matrices without an activation, or a constant; else None."""
+    last = len(node.outputs[0].shape) - 1
+    if isinstance(node.op, Stored):
+        return Columns(frozenset(), last)
+    parts = [part for t in node.inputs if (part := known.get(id(t))) is not None]
+    made_by = frozenset[Any]().union(*(part.made_by for part in parts))
+    pure = bool(parts) and len(parts) == len(node.inputs)
+    if rule is None:
+        return None
+    if rule.output in MOVES:
+        places = {_moved_axis(node, part.axis) for part in parts if part.made_by}
+        axis = places.pop() if pure and len(places) == 1 else None
+        return None if axis is None else Columns(made_by, axis)
+    if rule.weights is None:  # corners of boxes: a grid of constants and what the layer gave
+        axes = {part.axis for part in parts if part.made_by}
+        computed = pure and len(parts) > 1 and len(axes) == 1 and rule.output == "own"
+        return Columns(made_by, axes.pop()) if computed else None
+    if not rule.fuses:
+        return None
+    if rule.weights.input_axis in rule.weights.channel_axes:  # a scale for each channel: of a head, or of a feature map
+        return Columns(made_by, last) if pure else None
+    return Columns(frozenset({origins(node.op) or ((node.name, type(node.op).__name__),)}), last)
+
+
+def _moved_axis(node: Node, axis: int) -> int | None:
+    """Where a call that moves codes leaves an axis; None where it is not known any more."""
+    before, after = node.inputs[0].shape, node.outputs[0].shape
+    dims = getattr(node.op, "dims", None)  # of a Permute; counted from 1, without the samples
+    if dims is not None:
+        return tuple(dims).index(axis) + 1
+    if len(before) == len(after) and (axis < len(before) - 1 or before[-1] == after[-1]):
+        return axis
+    if axis == len(before) - 1:  # rows [positions, anchors * 4] become [positions * anchors, 4]
+        return len(after) - 1
+    return axis if before[: axis + 1] == after[: axis + 1] else None
+
+
+def _beside(node: Node, columns: Mapping[int, Columns], ends: set[int]) -> bool:
+    """A join puts columns of different layers next to each other."""
+    # what others read as well is a feature map, as those that a block of DenseNet joins
+    parts = [columns.get(id(t)) for t in node.inputs if id(t) in ends]
+    axes = [i for i, size in enumerate(node.outputs[0].shape[1:], 1) if size != node.inputs[0].shape[i]]
+    heads = [part.made_by for part in parts if part is not None and part.made_by and axes == [part.axis]]
+    return any(not a & b for i, a in enumerate(heads) for b in heads[:i])
 
 
 def _keeps_all(node: Node) -> bool:

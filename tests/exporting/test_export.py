@@ -42,7 +42,7 @@ def test_uint8_images(tail, tmp_path):
 
 def test_arena_is_unknown_beyond_the_limits_of_tflm(tmp_path):
     x = keras.Input((4,), name="x")
-    model = keras.Model(x, layers.Concatenate()([layers.Dense(2)(x) for _ in range(14)]))
+    model = keras.Model(x, layers.Concatenate()([layers.Dense(2, activation="relu")(x) for _ in range(14)]))
     result = compressed(model, RNG.normal(size=(64, 4)).astype("float32"), tmp_path / "m.tflite")
     assert result.report.arena_bytes is None
 
@@ -127,7 +127,7 @@ def test_an_arena_grows_until_tflm_is_content(tmp_path, monkeypatch):
 def test_what_tflm_refuses_is_told_in_its_words(tmp_path):
     pytest.importorskip("tflite_micro", reason="the micro extra is not installed")
     x = keras.Input((4,), name="x")
-    model = keras.Model(x, layers.Concatenate()([layers.Dense(2)(x) for _ in range(14)]))
+    model = keras.Model(x, layers.Concatenate()([layers.Dense(2, activation="relu")(x) for _ in range(14)]))
     data = RNG.normal(size=(64, 4)).astype("float32")
     q = kquant.calibrate(kquant.quantize(model), data, verbose=False)
     kquant.export(q, tmp_path / "m.tflite", check_runtimes=False)

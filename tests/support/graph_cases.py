@@ -90,7 +90,9 @@ def concat_same_tensor_twice() -> keras.Model:
 @case
 def concat_of_twelve() -> keras.Model:
     x = keras.Input((9,))
-    return keras.Model(x, layers.Concatenate()([layers.Dense(2, name=f"d{i}")(x) for i in range(12)]))
+    return keras.Model(
+        x, layers.Concatenate()([layers.Dense(2, activation="relu", name=f"d{i}")(x) for i in range(12)])
+    )
 
 
 @case
