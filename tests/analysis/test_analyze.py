@@ -397,7 +397,8 @@ def test_an_unbalanced_concat() -> None:
         left = layers.Conv2D(3, 3, name="left")(x)
         right = layers.Conv2D(3, 3, name="right", kernel_initializer=keras.initializers.RandomNormal(0, scale))(x)
         model = keras.Model(x, layers.Flatten()(layers.Concatenate(name="both")([left, right])))
-        return analyzed(calibrated(model), sensitivity=False, remedies=True, limit=64)
+        one_grid = {"name": "joined", "activations": {"heads": "joined"}}
+        return analyzed(calibrated(model, one_grid), sensitivity=False, remedies=True, limit=64)
 
     a = joined(30.0)
     finding = next(f for f in a.findings if f.cause == "unbalanced concat")
