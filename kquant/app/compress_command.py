@@ -12,6 +12,7 @@ import typer
 
 from kquant import targets
 from kquant.app.options import (
+    FORM,
     ChoosesOrNone,
     Data,
     Json,
@@ -95,6 +96,7 @@ def compress(
         say(result, as_json)
     else:
         _tell(result, details, {folder: ", ".join(path.name for path in results.paths), page: "the report with plots"})
+        typer.echo(_again(result, results.model, data), nl=False)
 
 
 def _check(
@@ -129,6 +131,20 @@ def _tell(result: Any, details: bool, written: dict[Path | None, str]) -> None:
     typer.echo(f"{result.card}\n")
     say(result, as_json=False, details=details)
     typer.echo("\n" + "\n".join(f"{place}: {what}" for place, what in written.items() if place is not None))
+
+
+def _again(result: Any, model: Path, data: Path) -> str:
+    """How a project gets the file that a byte budget chose, where the model alone does not say its form."""
+    if result.ladder is None or "compression" not in result.export_options:
+        return ""
+    given = [(f"--{name.replace('_', '-')}", value) for name, value in result.export_options.items()]
+    told = [
+        word if value is True else f"{word} {value}"
+        for word, value in given
+        if value not in (None, False, FORM["io"][1])
+    ]
+    command = f"kquant export {model} --data {data} --folder project/ {' '.join(told)}"
+    return f"a project with this very file: {command}\n"
 
 
 def _scored(made: Any, model: Any, data: Any, labels: Any, bars: bool) -> Any:

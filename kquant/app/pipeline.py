@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -23,6 +23,7 @@ from kquant.exporting.asked_storing import AUTO
 from kquant.exporting.export_file import ExportReport, export
 from kquant.exporting.file_options import FileOptions, check_file_options
 from kquant.exporting.model_card import ModelCard
+from kquant.files.atomic import Outputs
 from kquant.files.destination import destination
 from kquant.graph.given_model import check_keras
 from kquant.graph.keras_private import every_layer
@@ -50,12 +51,14 @@ class CompressResult(Result):
         report: of the exported file.
         ladder: what was tried under a byte budget; None without one.
         card: the figures that are asked for first; with accuracies where the command `kquant compress` is given labels.
+        export_options: form of the file: `kquant.export(result.model, path, **result.export_options)` writes it again.
     """
 
     model: keras.Model
     report: ExportReport
     card: ModelCard
     ladder: ByteLadder | None = None
+    export_options: FileOptions = field(default_factory=FileOptions)
 
     def __repr__(self) -> str:
         return f"CompressResult({self.model.name!r}: {self.report!r})"
@@ -141,8 +144,8 @@ def compress(
         asked = _Asked(flash_bytes, evaluate, None if folder is None else Path(folder), train, verbose)
         qmodel, ladder = _under_budget(model, data, load(recipe), making, asked, form)
         form = _form_of(ladder, form)
-    report = export(qmodel, path, data=data, detection=detection, **form)
-    return CompressResult(qmodel, report, report.card, ladder)
+    report = _written(qmodel, path, flash_bytes, data=data, detection=detection, **form)
+    return CompressResult(qmodel, report, report.card, ladder, form)
 
 
 @dataclass(frozen=True)
@@ -198,11 +201,27 @@ def _check_free(form: FileOptions) -> None:
 
 
 def _form_of(ladder: ByteLadder, form: FileOptions) -> FileOptions:
-    """The file of the best rung."""
+    """The file of the best rung, as the ladder measured it."""
     kept: Any = {name: value for name, value in form.items() if name in ("io", "strip_names")}
-    if ladder.best.coded:
+    if ladder.best.stored:
         kept |= {"compression": AUTO, "decode_budget": form.get("decode_budget")}
     return kept
+
+
+def _written(qmodel: keras.Model, path: str | Path, flash_bytes: int | None, **how: Any) -> ExportReport:
+    """The report of a file that has taken its place, where it holds the budget."""
+    if flash_bytes is None:
+        return export(qmodel, path, **how)
+    place = destination(path, "compress", "model.tflite").given
+    with Outputs([place], "compress") as new:
+        report = export(qmodel, new.place(place), **how)
+        # rungs of a folder may be another version's, whose files were others
+        if report.file_bytes > flash_bytes:
+            raise ValueError(
+                f"compress: the file has {report.file_bytes:,} bytes, more than flash_bytes={flash_bytes:,} and than "
+                f"its rung had; {place} stays as it was. Give another folder, in which all rungs are made again."
+            )
+    return replace(report, path=str(place))
 
 
 def _under_budget(

@@ -65,6 +65,7 @@ Changes = Mapping[str, Mapping[str, Any]]
 Step = tuple[str, Callable[[], keras.Model], "bool | None"]
 NONE: Changes = {}
 SHORTER, ONE = "shorter codes", "one scale for each kernel"
+EXACT = ("as it is", "exact steps")  # weights lie there as they are
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,11 @@ class ByteRung:
     kept: bool = False
     failed: str = ""
     host_ms: float | None = None
+
+    @property
+    def stored(self) -> bool:
+        """Weights are in their smallest form: codes, or 4 bits, which the kernels read without decoding."""
+        return self.name not in EXACT
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -203,8 +209,8 @@ def _ladder(search: _Search) -> Iterator[Step]:
     """Name, what makes the model, and whether its weights are in codes (None: without exact steps either)."""
     wanted = search.wanted
     base = search.base
-    yield "as it is", base, None
-    yield "exact steps", base, False
+    yield EXACT[0], base, None
+    yield EXACT[1], base, False
     if search.holds:
         return
     search.refuse_undecoded()
@@ -404,7 +410,7 @@ class _Search:
         best = self._best_so_far()
         if not best:
             raise ValueError(self._too_large())
-        if best in ("exact steps", "codes", ONE):
+        if best in (*EXACT, "codes", ONE):
             model = self.base(ONE_SCALE if best == ONE else NONE)
         elif best in self.models:
             model = self.models[best]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import tensorflow as tf
 from typer.testing import CliRunner
 
 import kquant
+from kquant.app import pipeline
 from kquant.app.cli import app
 from kquant.correct import byte_search
 from kquant.layers.kernel import holders
@@ -106,6 +108,52 @@ def test_fewer_bytes_by_levels(model: keras.Model, plain: int, tmp_path: Path) -
     assert f"{ladder.best.file_bytes:,} of {budget:,} bytes" in said
     assert '"flash_bytes"' in kquant.report.to_json(made)
     assert ladder.to_dict()["best"] == ladder.best.name
+
+
+def packed() -> tuple[keras.Model, np.ndarray, int]:
+    """A model whose codes of 4 bits pay, and those of a DECODE do not; samples; a budget between."""
+    keras.utils.set_random_seed(0)
+    x = np.random.default_rng(0).normal(size=(64, 40)).astype(np.float32)
+    rows = [keras.Input((40,)), layers.Dense(40, activation="relu", name="body"), layers.Dense(4, name="head")]
+    return keras.Sequential(rows, name="packed"), x, 2_600
+
+
+def test_the_file_is_that_of_its_rung_where_nothing_is_decoded(tmp_path: Path) -> None:
+    model, x, budget = packed()
+    made = kquant.compress(model, x, path=tmp_path / "m.tflite", flash_bytes=budget, **QUIET)
+    assert made.ladder is not None
+    assert made.report.decoding is None
+    assert made.report.path == str(tmp_path / "m.tflite")
+    assert made.report.file_bytes == (tmp_path / "m.tflite").stat().st_size == made.ladder.best.file_bytes <= budget
+    plain, again = tmp_path / "plain.tflite", tmp_path / "again.tflite"
+    kquant.export(made.model, plain, check_runtimes=False)
+    kquant.export(made.model, again, check_runtimes=False, **made.export_options)
+    assert again.read_bytes() == (tmp_path / "m.tflite").read_bytes()
+    assert plain.stat().st_size > budget, "without its form it would not hold"
+
+
+def test_the_command_writes_that_file_too(tmp_path: Path) -> None:
+    model, x, budget = packed()
+    model.save(tmp_path / "net.keras")
+    np.save(tmp_path / "x.npy", x)
+    given = ["compress", tmp_path / "net.keras", "--data", tmp_path / "x.npy", "--folder", tmp_path / "build"]
+    done = CliRunner().invoke(app, [str(word) for word in (*given, "--target", "tflm", "--flash-bytes", budget)])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "build" / "net.tflite").stat().st_size <= budget
+    words = shlex.split(done.stdout.splitlines()[-1].partition(": kquant ")[2].replace("project/", str(tmp_path / "p")))
+    assert words[-2:] == ["--compression", "auto"]
+    again = CliRunner().invoke(app, words)
+    assert again.exit_code == 0, again.output
+    assert (tmp_path / "p" / "model.tflite").stat().st_size == (tmp_path / "build" / "net.tflite").stat().st_size
+
+
+def test_a_file_over_the_budget_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "_form_of", lambda *_: {})
+    (tmp_path / "m.tflite").write_bytes(b"before")
+    model, x, budget = packed()
+    with pytest.raises(ValueError, match=rf"more than flash_bytes={budget:,} and than its rung had"):
+        kquant.compress(model, x, path=tmp_path / "m.tflite", flash_bytes=budget, **QUIET)
+    assert (tmp_path / "m.tflite").read_bytes() == b"before"
 
 
 def test_training_has_rungs_of_its_own(model: keras.Model, plain: int, tmp_path: Path) -> None:
