@@ -29,6 +29,7 @@ RESULTS, PAGE = ROOT / "benchmarks" / "results" / "keras_hub.json", ROOT / "docs
 BEGIN = "<!-- of benchmarks/results/keras_hub.json: python -m benchmarks.keras_hub_models -->"
 END = "<!-- end -->"
 SAMPLES = 8
+LARGER: dict[str, Any] = {"image_shape": (64, 64, 3)}
 IMAGE: dict[str, Any] = {"image_shape": (32, 32, 3)}
 PATCHES: dict[str, Any] = {"patch_size": 8, "num_layers": 2, "num_heads": 2, "hidden_dim": 16, **IMAGE}
 TEXT: dict[str, Any] = {"num_layers": 2, "num_heads": 2, "hidden_dim": 16, "intermediate_dim": 32}
@@ -37,6 +38,14 @@ STACKS: dict[str, Any] = {
     "stackwise_num_filters": [64, 64],
     "stackwise_num_blocks": [1, 1],
     "stackwise_num_strides": [1, 2],
+}
+LEVELS: dict[str, Any] = {  # an encoder whose features of five strides the others take
+    **{"input_conv_filters": [64], "input_conv_kernel_sizes": [7], "stackwise_num_filters": [64, 64, 64, 64]},
+    **{"stackwise_num_blocks": [1, 1, 1, 1], "stackwise_num_strides": [1, 2, 2, 2], "block_type": "basic_block"},
+}
+ATROUS: dict[str, Any] = {
+    **{"low_level_feature_key": "P2", "spatial_pyramid_pooling_key": "P4", "dilation_rates": [2, 4, 6]},
+    **{"upsampling_size": 4, "spatial_pyramid_pooling_channels": 8, "projection_channels": 8},
 }
 PYRAMID: dict[str, Any] = {
     **{"layerwise_depths": [1, 1], "num_layers": 2, "layerwise_num_heads": [1, 2], "layerwise_sr_ratios": [4, 2]},
@@ -83,6 +92,9 @@ SCALED: dict[str, Any] = {
 FLOW: dict[str, Any] = {"stackwise_conv_filters": [[8, 16], [16, 16]], "stackwise_pooling": [True, False]}
 Build = Callable[[Any], keras.Model]
 MODELS: dict[str, Build] = {
+    "DeepLabV3Backbone": lambda hub: hub.DeepLabV3Backbone(
+        image_encoder=hub.ResNetBackbone(**LEVELS, **LARGER), **ATROUS, **LARGER
+    ),
     "DenseNetBackbone": lambda hub: hub.DenseNetBackbone(stackwise_num_repeats=[2, 2], **IMAGE),
     "EfficientNetBackbone": lambda hub: hub.EfficientNetBackbone(**SCALED, **IMAGE),
     "HGNetV2Backbone": lambda hub: hub.HGNetV2Backbone(**GHOST, **IMAGE),
@@ -91,13 +103,21 @@ MODELS: dict[str, Build] = {
     "ResNetBackbone": lambda hub: hub.ResNetBackbone(
         input_conv_filters=[64], input_conv_kernel_sizes=[3], block_type="basic_block", **STACKS, **IMAGE
     ),
+    "RetinaNetBackbone": lambda hub: hub.RetinaNetBackbone(
+        image_encoder=hub.ResNetBackbone(**LEVELS, **LARGER),
+        min_level=3,
+        max_level=5,
+        use_p5=False,
+        use_fpn_batch_norm=True,
+        **LARGER,
+    ),
     "SegFormerImageSegmenter": lambda hub: hub.SegFormerImageSegmenter(
         backbone=hub.SegFormerBackbone(image_encoder=hub.MiTBackbone(**PYRAMID, **IMAGE), projection_filters=16),
         num_classes=4,
     ),
     "VGGBackbone": lambda hub: hub.VGGBackbone([1, 1], [16, 32], **IMAGE),
     "ViTBackbone": lambda hub: hub.ViTBackbone(mlp_dim=32, **PATCHES),
-    "XceptionBackbone": lambda hub: hub.XceptionBackbone(**FLOW, image_shape=(64, 64, 3)),
+    "XceptionBackbone": lambda hub: hub.XceptionBackbone(**FLOW, **LARGER),
     "ResNetBackbone, use_pre_activation": lambda hub: hub.ResNetBackbone(
         input_conv_filters=[64],
         input_conv_kernel_sizes=[3],
