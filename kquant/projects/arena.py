@@ -6,15 +6,11 @@ from dataclasses import dataclass
 
 from kquant.core.checks import present
 from kquant.core.operators import facts
-from kquant.projects.device_kernels import device_bytes
 from kquant.projects.layer_names import layer_of
 from kquant.runtime.arenas import arena_bytes, arena_parts
-from kquant.tflite.memory_plan import aligned, memory_plan
+from kquant.tflite.device_kernels import margin_of
+from kquant.tflite.memory_plan import memory_plan
 from kquant.tflite.reader import FileModel
-
-# For what nobody foresees (ESP-NN, other versions), beside what kernels of CMSIS-NN ask for (`device_kernels`): this
-# share of the arena, and at least so many bytes. Structures that TFLM keeps are smaller on a device of 32 bits.
-MARGIN_SHARE, MARGIN_BYTES = 0.05, 1024
 
 
 @dataclass(frozen=True)
@@ -74,16 +70,6 @@ def _parts_of(file: FileModel, head: int) -> tuple[int, int]:
     # of loops the plan is an upper bound: which tensors a step hands on the file's reader does not tell
     tensors = min(memory_plan(file).size_bytes, head)
     return tensors, head - tensors
-
-
-def margin_of(smallest: int, file: FileModel) -> int:
-    """Bytes on top of the smallest arena.
-
-    Args:
-        smallest: that arena in bytes.
-        file: what it is for.
-    """
-    return aligned(max(MARGIN_BYTES, int(smallest * MARGIN_SHARE)) + device_bytes(file))
 
 
 def peak_of(file: FileModel) -> tuple[str, int]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kquant.projects.arena import Arena, margin_of
+from kquant.projects.arena import Arena
 from kquant.projects.layer_names import written_by
 from kquant.targets import Target
 from kquant.tflite import vela
 from kquant.tflite.arena_forecast import forecast_arena
+from kquant.tflite.device_kernels import margin_of
 from kquant.tflite.memory_plan import aligned
 from kquant.tflite.reader import FileModel, read_model
 

@@ -11,6 +11,8 @@ from kquant.report.tables import Table
 
 @page.register
 def _bundle(report: BundleReport) -> Page:
+    # a program on a phone gives no arena
+    arena = {} if report.arena is None else {"arena to reserve": f"{report.arena.bytes:,}"}
     rows = tuple((code, str(count)) for code, count in sorted(report.operators.items()))
     return Page(
         headline=f"{report.folder}: {report.name}, {report.kind}, {len(report.files)} files",
@@ -22,7 +24,11 @@ def _bundle(report: BundleReport) -> Page:
             f"{report.macs:,} multiply-accumulates for one sample",
             f"{report.golden} golden vectors of {kind_of(report.kind).runs_on}; model SHA-256 {report.sha256[:16]}...",
         ),
-        tables=(card_table(report.card), Table("Operators", ("operator", "count"), rows, ("count",)), *_stays(report)),
+        tables=(
+            card_table(report.card, arena),
+            Table("Operators", ("operator", "count"), rows, ("count",)),
+            *_stays(report),
+        ),
     )
 
 

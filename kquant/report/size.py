@@ -11,7 +11,7 @@ from kquant.sizing.estimates import Estimate
 @page.register
 def _estimate(report: Estimate) -> Page:
     where = f"{report.model} on {report.target} with recipe '{report.recipe}'"
-    said = f"flash {_bytes(report.flash_bytes)}, arena {_bytes(report.arena_bytes)}, {report.macs:,} MACs"
+    said = f"flash {_bytes(report.flash_bytes)}, arena {_arena(report)}, {report.macs:,} MACs"
     if report.refused:
         said = f"{len(report.refused)} of its layers would not run"
     elif report.over:
@@ -42,7 +42,10 @@ def _facts(report: Estimate) -> Iterable[str]:
         yield "arena: unknown, as TensorFlow Lite Micro does not run this file"
     else:
         how = "a forecast; pip install 'kquant[micro]' tries" if report.arena_is_forecast else "the smallest for TFLM"
-        yield f"arena: {how}; on a 64-bit host, a 32-bit device needs a little less"
+        yield (
+            f"arena: {report.arena_bytes:,} bytes are {how}, on this 64-bit host with reference kernels; kernels made "
+            f"for a device (CMSIS-NN, ESP-NN) ask for more, so a program reserves {report.reserve_bytes:,}"
+        )
     if report.channels_left_out:
         yield f"{report.channels_left_out:,} channels that no output depends on are left out"
     yield f"tensors together {report.activation_bytes:,} bytes, where that is most: while {report.peak_layer} runs"
@@ -64,6 +67,11 @@ def _operators(report: Estimate) -> Table:
 
 def _counted(operators: dict[str, int]) -> str:
     return ", ".join(code if n == 1 else f"{n} {code}" for code, n in operators.items())
+
+
+def _arena(report: Estimate) -> str:
+    """What to reserve, which a budget is held against."""
+    return "unknown" if report.reserve_bytes is None else f"to reserve {report.reserve_bytes:,} bytes"
 
 
 def _bytes(count: int | None) -> str:

@@ -40,6 +40,9 @@ class Estimate(Result):
         stored_bytes: of it, tensors.
         arena_bytes: the smallest in which TensorFlow Lite Micro prepares the file on a 64-bit host (a 32-bit device
             needs a little less); None where it does not run the file, or some layer cannot run.
+        reserve_bytes: what a program should give TensorFlow Lite Micro, as the projects of `kquant.bundle` do, and what
+            a budget is held against: those, and a margin for kernels that are made for a device (CMSIS-NN, ESP-NN).
+            None where `arena_bytes` is.
         arena_is_forecast: it is kquant's own figure, since the `micro` extra is missing.
         activation_bytes: of the tensors that lie in memory together, where that is most; most of the arena.
         peak_layer: the layer that runs then.
@@ -67,11 +70,12 @@ class Estimate(Result):
     flash_limit: int | None = None
     arena_limit: int | None = None
     channels_left_out: int = 0
+    reserve_bytes: int | None = None
 
     @property
     def over(self) -> dict[str, int]:
         """By how many bytes it is too large: "flash", "arena"; empty where it fits or nothing was asked."""
-        pairs = {"flash": (self.flash_bytes, self.flash_limit), "arena": (self.arena_bytes, self.arena_limit)}
+        pairs = {"flash": (self.flash_bytes, self.flash_limit), "arena": (self.reserve_bytes, self.arena_limit)}
         return {
             name: needs - limit
             for name, (needs, limit) in pairs.items()
@@ -87,7 +91,7 @@ class Estimate(Result):
         where = f"{self.model!r} on {self.target}, {self.recipe}"
         if self.refused:
             return f"Estimate({where}: {first_of(row.layer for row in self.refused)} would not run)"
-        arena = "no" if self.arena_bytes is None else f"{self.arena_bytes:,}"
+        arena = "no" if self.arena_bytes is None else f"{self.arena_bytes:,} (reserve {self.reserve_bytes:,})"
         return f"Estimate({where}: flash {self.flash_bytes:,}, arena {arena} bytes, {self.macs:,} MACs)"
 
     def to_dict(self) -> dict[str, Any]:

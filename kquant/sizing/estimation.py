@@ -24,6 +24,7 @@ from kquant.sizing.layer_sizes import layer_of, layer_sizes, macs_by_layer, owne
 from kquant.sizing.made_up import from_batch_norms, make_up
 from kquant.targets import Target
 from kquant.tflite.arena_forecast import forecast_arena
+from kquant.tflite.device_kernels import margin_of
 from kquant.tflite.edges import IO
 from kquant.tflite.file_content import Form, to_files
 from kquant.tflite.lowering import lower
@@ -114,6 +115,7 @@ def _written(model: keras.Model, qmodel: keras.Model, form: Form) -> Estimate:
         macs=sum(row.macs for row in rows),
         operators=file.operator_counts,
         layers=rows,
+        reserve_bytes=None if arena is None else arena + margin_of(arena, file),
         channels_left_out=totals(lowered.narrowed.removed).get("channels", 0),
     )
 

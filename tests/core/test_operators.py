@@ -22,7 +22,7 @@ FOREIGN = {"CONV_3D", "SVDF"}  # of files that others wrote, whose weights `laye
 HEAD = 'name = "a"\ntitle = "t"\nruntimes = ["tflm"]\nrounding = "tflm"\n'
 # Rules and arithmetic are what an operator does; so is what it makes of channels and codes, and what a device's kernel
 # asks for. Another tool's names of operators are not TFLite's.
-ELSEWHERE = ("ops/", "arithmetic/", "exact/", "projects/device_kernels.py", "recipe/litert_quantizer.py")
+ELSEWHERE = ("ops/", "arithmetic/", "exact/", "tflite/device_kernels.py", "recipe/litert_quantizer.py")
 
 
 def test_every_operator_that_is_named_has_an_entry() -> None:

@@ -20,6 +20,7 @@ from kquant.exporting.streams import Stream
 from kquant.projects import project
 from kquant.projects.arena import peak_of
 from kquant.projects.kinds import kinds
+from kquant.report.page import page
 from kquant.runtime.arenas import arena_parts
 from kquant.runtime.running import available, quantize_input
 from kquant.tflite.memory_plan import ALIGNMENT
@@ -40,6 +41,8 @@ def test_the_report_tells_what_was_written(made: kquant.BundleReport) -> None:
     assert made.operators == kquant.inspect(content).operator_counts
     assert json.loads(json.dumps(made.to_dict()))["arena"]["bytes"] == made.arena.bytes
     assert f"{made.arena.bytes:,}" in repr(made)
+    card = page(made).tables[0]
+    assert dict(zip(card.columns, card.rows[0], strict=True))["arena to reserve"] == f"{made.arena.bytes:,}"
     manifest = json.loads((folder / "bundle.json").read_text())
     assert set(manifest["files"]) == set(made.files) - {"bundle.json"}
 
@@ -69,6 +72,14 @@ def test_the_arena_is_the_smallest(made: kquant.BundleReport) -> None:
     assert made.arena.scratch_bytes == 0  # no kernel of it asks for any
     assert f"#define NET_ARENA_SIZE {made.arena.bytes}\n" in (Path(made.folder) / "arena.h").read_text()
     assert peak_of(kquant.inspect(content)) == ("conv_relu", made.arena.peak_bytes)
+
+
+def test_the_arena_to_reserve_is_told_before(q: keras.Model, made: kquant.BundleReport) -> None:
+    told = kquant.estimate(kquant.strip(q), target="tflm")
+    assert told.arena_bytes is not None and told.reserve_bytes is not None
+    # biases that are not trained count as such that are not 0
+    assert 0 <= told.arena_bytes - made.arena.smallest_bytes < 200
+    assert told.reserve_bytes - told.arena_bytes == made.arena.margin_bytes
 
 
 def test_of_what_the_arena_consists(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import kquant
-from kquant.projects.device_kernels import BLOCK, device_bytes
+from kquant.tflite.device_kernels import BLOCK, device_bytes
 from kquant.tflite.memory_plan import memory_plan
 from kquant.tflite.reader import FileModel
 

@@ -123,6 +123,7 @@ def test_every_kind_is_whole(made: dict[str, kquant.BundleReport], kind: str) ->
     assert json.loads(json.dumps(report.to_dict()))["arena"] is None
     assert f"{report.flash_bytes:,} bytes" in repr(report)
     assert any("3 golden vectors of LiteRT" in fact for fact in page(report).facts)
+    assert not any("arena" in column for column in page(report).tables[0].columns)
     assert len(_asset(report, ".tflite")) == report.flash_bytes
     # the file itself lies there, and not one byte of it in a source
     assert max(len(text) for name, text in _texts(folder).items() if not name.endswith(".json")) < 12_000

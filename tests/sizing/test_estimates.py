@@ -275,12 +275,19 @@ def test_open_shapes() -> None:
 @MICRO
 def test_limits() -> None:
     plain = kquant.estimate(net(), target="tflm")
-    assert plain.ok and plain.over == {} and plain.flash_bytes and plain.arena_bytes
-    exact = kquant.estimate(net(), target="tflm", flash_bytes=plain.flash_bytes, arena_bytes=plain.arena_bytes)
+    assert plain.ok and plain.over == {} and plain.flash_bytes and plain.arena_bytes and plain.reserve_bytes
+    exact = kquant.estimate(net(), target="tflm", flash_bytes=plain.flash_bytes, arena_bytes=plain.reserve_bytes)
     assert exact.ok and "fits" in report.render(exact)
-    tight = kquant.estimate(net(), target="tflm", flash_bytes=plain.flash_bytes - 1, arena_bytes=plain.arena_bytes - 7)
+    tight = kquant.estimate(
+        net(), target="tflm", flash_bytes=plain.flash_bytes - 1, arena_bytes=plain.reserve_bytes - 7
+    )
     assert tight.over == {"flash": 1, "arena": 7} and not tight.ok
     assert "too large" in report.render(tight)
+    # the one that the interpreter starts in with reference kernels is not enough for those of a device
+    smallest = kquant.estimate(net(), target="tflm", arena_bytes=plain.arena_bytes)
+    assert smallest.over == {"arena": plain.reserve_bytes - plain.arena_bytes} and not smallest.ok
+    told = report.render(plain)
+    assert f"{plain.arena_bytes:,} bytes are the smallest" in told and f"reserves {plain.reserve_bytes:,}" in told
 
 
 @MICRO

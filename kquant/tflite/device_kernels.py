@@ -13,9 +13,12 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from kquant.tflite.memory_plan import BYTES, memory_plan
+from kquant.tflite.memory_plan import BYTES, aligned, memory_plan
 from kquant.tflite.reader import FileModel, FileTensor
 
+# For what nobody foresees (ESP-NN, other versions), beside what kernels of CMSIS-NN ask for: this share of the arena,
+# and at least so many bytes. Structures that TFLM keeps are smaller on a device of 32 bits.
+MARGIN_SHARE, MARGIN_BYTES = 0.05, 1024
 LANES, BLOCK = 16, 124  # of a vector of Helium; channels that a depthwise convolution takes at once (CH_IN_BLOCK_MVE)
 COLUMNS = 4  # of an input that lie beside each other while they are multiplied
 
@@ -31,6 +34,16 @@ class Asked:
 
     scratch: int = 0
     kept: int = 0
+
+
+def margin_of(smallest: int, file: FileModel) -> int:
+    """Bytes that a program should reserve on top of the smallest arena.
+
+    Args:
+        smallest: that arena in bytes, of TensorFlow Lite Micro's reference kernels.
+        file: what it is for.
+    """
+    return aligned(max(MARGIN_BYTES, int(smallest * MARGIN_SHARE)) + device_bytes(file))
 
 
 def device_bytes(file: FileModel) -> int:
