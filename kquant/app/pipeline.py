@@ -95,10 +95,10 @@ def compress(
         target: see `kquant.quantize`.
         limit: calibrate and correct with this many samples only, the first ones.
         input_shape: static shape(s) for models with open dimensions.
-        flash_bytes: budget of the file. Exact steps come first, then codes that TFLM decodes, then shorter ones
-            (`kquant.shorten_codes`) and distillation on the samples; where `train` is given, training behind these, of
-            zeros and of shared values. The best of those that hold it is the result, `result.ladder` tells of all. See
-            docs/short_codes.md.
+        flash_bytes: budget of the file. Exact steps come first, then codes that TFLM decodes, then 4 bits and shorter
+            codes (`kquant.shorten_codes`) and distillation on the samples; where `train` is given, training behind
+            these, of zeros and of shared values. The best of those that hold it is the result, `result.ladder` tells
+            of all. See docs/short_codes.md.
         evaluate: `(keras model) -> float`, higher is better, for `flash_bytes`; without it outputs are compared with
             the float model's.
         folder: for what `flash_bytes` has finished; a run that was stopped goes on from there, with an `evaluate` that
@@ -251,14 +251,20 @@ def _under_budget(
                 train(stage_model, stage)
 
         def make(stage_model: keras.Model, changes: Changes) -> keras.Model:
-            tables = {name: getattr(recipe, name).model_copy(update=changed) for name, changed in changes.items()}
-            changed = recipe.model_copy(update=tables)
+            told = {name: changed for name, changed in changes.items() if name != "steps"}
+            tables = {name: getattr(recipe, name).model_copy(update=changed) for name, changed in told.items()}
+            own = {step.name for step in recipe.steps}
+            more = [step for step in changes.get("steps", ()) if step.name not in own]
+            changed = recipe.model_copy(update={**tables, "steps": (*recipe.steps, *more)})
             return prepare(stage_model, data, changed, train=of_recipe, verbose=False, **vars(making))
 
         kept = search_state(asked.folder, "rungs.json", "compress", model, data, recipe, asked.evaluate, **named)
         # a recipe that trains masks would do so for each grid again
         one_scale = recipe.weights.per_axis and not methods(recipe)
-        wanted = Wanted(model, data, make, asked.flash_bytes, one_scale, **edges, **judged)
+        # AdaRound would choose the codes of a recipe that chooses them anew
+        chosen = any(step.name == "shorten-codes" for step in recipe.steps)
+        four_bits = recipe.weights.kind == "uniform" and recipe.weights.bits > 4 and not (chosen or methods(recipe))
+        wanted = Wanted(model, data, make, asked.flash_bytes, one_scale, four_bits, **edges, **judged)
         return climb(wanted, kept, asked.verbose)
 
 

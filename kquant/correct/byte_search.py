@@ -157,11 +157,14 @@ def _between(weak: float, strong: float, tried: dict[float, int], flash_bytes: i
 def _too_small(qmodel: keras.Model, flash_bytes: int, smallest: int, form: Form) -> str:
     content = coded_file(qmodel, replace(form, bare=False))  # with names
     held = {i: array.nbytes for i, array in constants(content).items()}
-    tensors = read_model(content).tensors
+    tensors, arena = read_model(content).tensors, form.storing.budget_bytes
+    free = replace(form, storing=replace(form.storing, budget_bytes=None), bare=False)
+    kept_out = arena is not None and len(coded_file(qmodel, free)) < len(content)
+    narrow = f" decode_budget={arena:,} keeps weights out of codes; give more of it, too." if kept_out else ""
     rest = sorted(held, key=lambda i: -held[i])
     largest = first_of([f"{tensors[i].name or 'a tensor'} ({held[i]:,} bytes)" for i in rest[:3]])
     return (
         f"shorten_codes: no codes of the weights make a file of {flash_bytes:,} bytes. The smallest has {smallest:,}, "
         f"with hardly a weight that is not zero; what stands in it beside is the graph itself and {largest}. Give "
-        "more, or take channels away first (kquant.prune_channels)."
+        "more, or take channels away first (kquant.prune_channels)." + narrow
     )

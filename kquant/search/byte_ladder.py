@@ -2,6 +2,7 @@
 
     as it is -> exact steps -> codes that TFLM decodes                      the same outputs, to the code
     -> one scale for each kernel                                            a coarser grid, whose codes are rarer
+    -> levels of 4 bits by AdaRound (`int4-weights`), packed or in codes
     -> codes of fewer levels (`shorten_codes`), on either grid
     -> the better of these, distilled on the samples                        other outputs, without labels
     -> trained, longer codes at a price; zeros and trained; shared values and trained       where the caller trains
@@ -39,32 +40,33 @@ from kquant.graph.watched import state_kept
 from kquant.layers.kernel import holders
 from kquant.masking.clustering import cluster, has_codebooks
 from kquant.masking.pruning import has_masks, prune
+from kquant.recipe import recipe as recipes
 from kquant.runtime.arenas import host_ms
 from kquant.search.ladder import score_of
 from kquant.tflite.file_content import Files, Form, to_files
 from kquant.tflite.lowering import lower
 from kquant.tflite.memory_plan import memory_plan
 from kquant.tflite.reader import read_model
-from kquant.tflite.storage import Storing, storages
 from kquant.tflite.weight_bytes import layer_bytes
 from kquant.train.distillation import distill
 from kquant.views.quantized_model import read
 
 JUDGED = 256  # samples that outputs are compared on
 ROOM = 0.97  # of the budget, that training may move codes without passing it
-MOST_RUNGS = 10
+MOST_RUNGS = 11
 SPARSITY = 0.6  # of the rung with zeros
 CLUSTERS = 16
 STEPS, RATE, BATCH = 240, 3e-5, 32  # of the distillation
 ONE_SCALE = {"weights": {"per_axis": False}}
+FEWER = ("bits", "unpacked_bits")  # of the recipe for 4 bits; scales stay those of the recipe
 HELD = {"training": {"entropy": 1.0}}  # loss for each KiB beyond the codes that training starts from
 KINDS = {"SOFTMAX": "probabilities", "LOGISTIC": "binary-probabilities"}
 
 Train = Callable[[keras.Model, str], Any]
-Changes = Mapping[str, Mapping[str, Any]]
+Changes = Mapping[str, Any]  # tables of the recipe, and steps that follow its own where it has none of the name
 Step = tuple[str, Callable[[], keras.Model], "bool | None"]
 NONE: Changes = {}
-SHORTER, ONE = "shorter codes", "one scale for each kernel"
+SHORTER, ONE, FOUR = "shorter codes", "one scale for each kernel", "4 bits"
 EXACT = ("as it is", "exact steps")  # weights lie there as they are
 
 
@@ -156,8 +158,9 @@ class Wanted:
     Attributes:
         model: the float model.
         data: representative samples.
-        make: float model, pruned or not, and what is otherwise in the recipe's tables -> the quantized one, calibrated.
+        make: float model, pruned or not, and what is otherwise in the recipe -> the quantized one, calibrated.
         one_scale: the recipe has a scale for each channel, so that one for each kernel is another grid.
+        four_bits: the recipe has more bits, on a grid that may have fewer.
         flash_bytes: the budget.
         strip_names, decode_budget, io: of the file, see `kquant.export`.
         evaluate: model -> score; None: outputs are compared with the float model's.
@@ -172,6 +175,7 @@ class Wanted:
     make: Callable[[keras.Model, Changes], keras.Model]
     flash_bytes: int
     one_scale: bool = True
+    four_bits: bool = True
     strip_names: bool = False
     decode_budget: int | None = None
     io: Any = "model"
@@ -219,6 +223,8 @@ def _ladder(search: _Search) -> Iterator[Step]:
         return
     if wanted.one_scale:
         yield ONE, lambda: base(ONE_SCALE), True
+    if wanted.four_bits:
+        yield FOUR, lambda: base(four_bits()), True
     yield SHORTER, lambda: search.shortened("levels", base(), 1.0), True
     if wanted.one_scale:
         yield f"{SHORTER}, one scale", lambda: search.shortened("one-scale", base(ONE_SCALE), 1.0), True
@@ -227,6 +233,12 @@ def _ladder(search: _Search) -> Iterator[Step]:
     yield f"{SHORTER}, distilled", lambda: search.distilled(search.shortened(what, base(grid), ROOM)), True
     if wanted.train is not None:
         yield from _trained(search, grid, what, wanted.train)
+
+
+def four_bits() -> Changes:
+    """What the recipe `int4-weights` has otherwise, its roundings with it."""
+    recipe = recipes.load("int4-weights")
+    return {"weights": {name: getattr(recipe.weights, name) for name in FEWER}, "steps": recipe.steps}
 
 
 def _trained(search: _Search, grid: Changes, what: str, train: Train) -> Iterator[Step]:
@@ -340,7 +352,9 @@ class _Search:
                 self._save(name, model)
             rung = replace(rung, seconds=time.perf_counter() - started)
         self.rungs.append(rung)
-        self.kept.store(rungs=[rung for rung in self.rungs if not rung.failed])
+        done = {rung.name for rung in self.rungs}
+        later = [rung for name, rung in self.earlier.items() if name not in done]  # a rung that is new may be stopped
+        self.kept.store(rungs=[rung for rung in (*self.rungs, *later) if not rung.failed])
 
     def _measured(self, name: str, model: keras.Model, coded: bool | None) -> ByteRung:
         """The row of a file, without its score."""
@@ -428,8 +442,7 @@ class _Search:
         if least in self.reached:
             kept = min(made, key=lambda name: made[name])
             said += f", and hardly a weight in it that is not zero; of files with weights, '{kept}' with {made[kept]:,}"
-        named = Form(storing=Storing(tuple(cls() for cls in storages().values()), free=True))
-        rows = layer_bytes(to_files(lower(self.base()), named).content).layers
+        rows = layer_bytes(to_files(lower(self.base()), coded_form("compress")).content).layers
         largest = sorted(rows, key=lambda row: -row.stored_bytes)[:3]
         where = first_of([f"{row.name} ({row.stored_bytes:,} bytes)" for row in largest])
         # what the one that went furthest says of the bytes that are left, else what went wrong first
@@ -437,7 +450,23 @@ class _Search:
         why = "" if failed is None else f" '{failed.name}': {failed.failed}"
         return (
             f"compress: nothing holds flash_bytes={self.wanted.flash_bytes:,}. The smallest is {said}. The largest "
-            f"tensors of the recipe's file, in codes: {where}.{why}"
+            f"tensors of the recipe's file, in codes: {where}.{self._narrow()}{why}"
+        )
+
+    def _narrow(self) -> str:
+        """What a budget of arena has to do with it, as a sentence with its space in front."""
+        arena = self.form.storing.budget_bytes
+        with_it = next((rung.file_bytes for rung in self.rungs if rung.name == "codes"), 0)
+        if arena is None or not with_it:
+            return ""
+        free = replace(self.form, storing=replace(self.form.storing, budget_bytes=None))
+        files = to_files(lower(self.base()), free)
+        if files.decoding is None or len(files.content) >= with_it:
+            return ""
+        grows = files.decoding.arena_growth_bytes
+        return (
+            f" decode_budget={arena:,} keeps weights out of codes: 'codes' would have {len(files.content):,} bytes in "
+            f"place of {with_it:,} with decode_budget={grows:,}; give as much, or leave it out."
         )
 
 

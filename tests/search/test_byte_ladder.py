@@ -20,7 +20,9 @@ import kquant
 from kquant.app import pipeline
 from kquant.app.cli import app
 from kquant.correct import byte_search
+from kquant.files import finished_work
 from kquant.layers.kernel import holders
+from kquant.recipe.recipe import Step
 from kquant.report.page import with_ladder
 from kquant.report.tables import Page
 from kquant.search import byte_ladder
@@ -51,7 +53,11 @@ def fit(model: keras.Model, epochs: int = 3) -> keras.Model:
 
 @pytest.fixture(autouse=True)
 def shortly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few steps of distillation, and a search that is soon near enough."""
+    """Few steps of distillation and of AdaRound, and a search that is soon near enough."""
+    four = byte_ladder.four_bits()
+    few = Step.model_validate({"name": "adaround", "iterations": 40})
+    four = {**four, "steps": tuple(few if step.name == few.name else step for step in four["steps"])}
+    monkeypatch.setattr(byte_ladder, "four_bits", lambda: four)
     monkeypatch.setattr(byte_ladder, "STEPS", 16)
     monkeypatch.setattr(byte_search, "NEAR", 0.08)
 
@@ -100,7 +106,8 @@ def test_fewer_bytes_by_levels(model: keras.Model, plain: int, tmp_path: Path) -
     assert ladder.pareto[-1].file_bytes <= budget
     said = kquant.report.render(made)
     assert "shorter codes, distilled" in said and "TFLM here, ms" in said
-    names = ["as it is", "exact steps", "codes", byte_ladder.ONE, "shorter codes", "shorter codes, one scale"]
+    names = ["as it is", "exact steps", "codes", byte_ladder.ONE, "4 bits", "shorter codes"]
+    names.append("shorter codes, one scale")
     assert [rung.name for rung in ladder.rungs] == [*names, "shorter codes, distilled"]
     assert all(rung.host_ms is not None and 0.0 < rung.host_ms < 1000.0 for rung in ladder.rungs)
     by_name = {rung.name: rung for rung in ladder.rungs}
@@ -340,3 +347,43 @@ def test_codes_are_shortened_for_the_file_that_is_written(options: dict[str, Any
     assert rungs["shorter codes"].holds and rungs["shorter codes, one scale"].holds
     assert made.report.file_bytes == made.ladder.best.file_bytes <= 8200
     assert made.ladder.best.score > 20.0
+
+
+def test_four_bits_need_no_arena(tmp_path: Path) -> None:
+    """Where nothing may be decoded, packed weights hold what no codes do."""
+    net, x = dense_net()
+    options: dict[str, Any] = {"flash_bytes": 9000, "decode_budget": 0, "folder": tmp_path / "kept", **QUIET}
+    made = kquant.compress(net, x, path=tmp_path / "m.tflite", **options)
+    assert made.ladder is not None and made.ladder.best.name == "4 bits"
+    assert made.report.file_bytes == made.ladder.best.file_bytes <= 9000
+    assert made.report.decoding is None and made.report.types["INT4"] == 3
+    # a folder of before there was the rung: what is in it stays, and the rung is made
+    path = tmp_path / "kept" / "rungs.json"
+    kept = json.loads(path.read_text())
+    rungs = [rung for rung in kept["done"]["rungs"] if rung["name"] != "4 bits"]
+    assert len(rungs) == len(kept["done"]["rungs"]) - 1
+    kept["done"]["rungs"] = [{**rung, "seconds": 1234.5} for rung in rungs]
+    path.write_text(json.dumps({**kept, "digest": finished_work._digest(kept["done"])}))
+    (tmp_path / "kept" / "4-bits.keras").unlink()
+    again = kquant.compress(net, x, path=tmp_path / "again.tflite", **options)
+    assert again.ladder is not None
+    assert [rung.name for rung in again.ladder.rungs] == [rung.name for rung in made.ladder.rungs]
+    assert [rung.name for rung in again.ladder.rungs if rung.seconds != 1234.5 and not rung.failed] == ["4 bits"]
+    assert (tmp_path / "again.tflite").read_bytes() == (tmp_path / "m.tflite").read_bytes()
+
+
+def test_a_budget_of_arena_is_named_with_what_it_would_have_to_be(tmp_path: Path) -> None:
+    net = keras.Sequential([keras.Input((64,)), layers.Dense(96, name="body"), layers.Dense(4, name="head")])
+    rng = np.random.default_rng(0)
+    body = net.get_layer("body").kernel
+    body.assign(body.numpy() * (rng.random(body.shape) < 0.2))
+    x = rng.normal(size=(64, 64)).astype(np.float32)
+    options: dict[str, Any] = {"flash_bytes": 1000, "path": tmp_path / "m.tflite", **QUIET}
+    with pytest.raises(ValueError, match=r"decode_budget=100 keeps weights out of codes: 'codes' would have") as told:
+        kquant.compress(net, x, decode_budget=100, **options)
+    numbers = re.search(r"would have ([\d,]+) bytes in place of [\d,]+ with decode_budget=([\d,]+)", str(told.value))
+    assert numbers is not None
+    size, arena = (int(number.replace(",", "")) for number in numbers.groups())
+    q = kquant.calibrate(kquant.quantize(net, target="tflm"), x, verbose=False)
+    made = kquant.export(q, tmp_path / "m.tflite", compression="auto", decode_budget=arena, check_runtimes=False)
+    assert made.file_bytes == size
