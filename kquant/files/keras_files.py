@@ -148,7 +148,7 @@ def _from_zip(file: Path) -> keras.Model:
                     if name == WEIGHTS:
                         content, stored = copy_weights(bytes(content), folder, str(file))
                     copy.writestr(name, bytes(content))
-            return _rebuilt(file, whole, stored, str(about.get("keras_version", "")))
+            return _rebuilt(file, whole, stored, str(about.get("keras_version", "")), config)
 
 
 def _no_model(archive: Archive) -> str:
@@ -173,8 +173,8 @@ def _from_hdf5(file: Path) -> keras.Model:
             version, config = (as_text(opened.attrs.get(name, "")) for name in ("keras_version", "model_config"))
             if not config:
                 raise ValueError(f"{file}: {weights_only(opened, version)}")
-        parse_json(config, f"{file}, model_config", MOST_DEPTH)
-        return _rebuilt(file, whole, stored, version)
+        made_of = parse_json(config, f"{file}, model_config", MOST_DEPTH)
+        return _rebuilt(file, whole, stored, version, made_of)
 
 
 def as_text(value: Any) -> str:
@@ -246,7 +246,7 @@ def copy_hdf5(source: Path, target: Path, where: str) -> int:
     raise ValueError(f"{where}: a damaged HDF5 file: {_shortened(said)}. Save it again.")
 
 
-def _rebuilt(file: Path, whole: Path, stored: int, version: str) -> keras.Model:
+def _rebuilt(file: Path, whole: Path, stored: int, version: str, config: Any) -> keras.Model:
     """The model, from a file that has been read and written anew."""
     try:
         with _weights_within(stored + FREE_VALUES):
@@ -254,7 +254,8 @@ def _rebuilt(file: Path, whole: Path, stored: int, version: str) -> keras.Model:
     # Configurations name any class with any arguments: this ends in whatever their constructors raise.
     except Exception as error:
         reason = _reason(error).replace(str(whole), str(file))
-        raise ValueError(f"{file}: Keras {keras.__version__} cannot load it: {_way_out(reason, version)}") from error
+        way = _way_out(reason, version, config)
+        raise ValueError(f"{file}: Keras {keras.__version__} cannot load it: {way}") from error
     if not isinstance(model, keras.Model):
         raise ValueError(f"{file}: holds a {type(model).__name__}, not a model.")
     for layer in model.layers:
@@ -268,15 +269,35 @@ def _reason(error: Exception) -> str:
     return next((line.strip() for line in said.splitlines() if line.strip()), type(error).__name__)
 
 
-def _way_out(reason: str, version: str) -> str:
+def _way_out(reason: str, version: str, config: Any) -> str:
     """Why Keras could not rebuild a model, and what to do."""
     if is_old(version):
         return f"Keras {version} (tf_keras) saved it; {COMMAND}. Keras' reason: {_shortened(reason)}"
+    if "`Lambda` layer" in reason and "Python lambda" in reason:
+        named = ", ".join(f"'{name}'" for name in _lambdas(config))
+        return (
+            f"{named or 'a layer'} (Lambda) holds code of Python, which is not run from a file. Replace it by a layer "
+            "(Rescaling, Activation, Reshape, or keras.ops in a functional model), or load the model in Python where "
+            "you trust it, keras.models.load_model(path, safe_mode=False), and call kquant.check(model) and "
+            "kquant.compress(model, data) there."
+        )
     if "Could not locate" in reason:
         return (
             f"{_shortened(reason)} Custom layers need their code: import it in Python and call kquant.compress there."
         )
     return _shortened(reason)
+
+
+def _lambdas(config: Any) -> list[str]:
+    """Names of the Lambda layers in a model's configuration, those inside of other models too."""
+    if isinstance(config, list):
+        return [name for each in config for name in _lambdas(each)]
+    if not isinstance(config, dict):
+        return []
+    own, inside = config.get("config"), [name for each in config.values() for name in _lambdas(each)]
+    if config.get("class_name") != "Lambda" or not isinstance(own, dict):
+        return inside
+    return [str(own.get("name", "")), *inside]
 
 
 def is_old(version: str) -> bool:

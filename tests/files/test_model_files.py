@@ -16,6 +16,7 @@ import keras
 import numpy as np
 import pytest
 
+import kquant
 from kquant.app import command_files
 from kquant.files import keras_files, untrusted
 
@@ -224,11 +225,21 @@ def test_a_checksum_that_is_wrong_is_damage(saved: Path, tmp_path: Path) -> None
         command_files.load_model(tmp_path / "a.keras")
 
 
-def test_code_in_a_file_does_not_run(saved: Path, tmp_path: Path) -> None:
-    x = keras.Input((4,))
-    keras.Model(x, keras.layers.Lambda(lambda y: y * 2)(x)).save(tmp_path / "code.keras")
-    with pytest.raises(ValueError, match="code.keras: .*Lambda"):
-        command_files.load_model(tmp_path / "code.keras")
+@pytest.mark.parametrize("ending", ["keras", "h5"])
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_code_in_a_file_does_not_run(ending: str, tmp_path: Path) -> None:
+    path, x = tmp_path / f"code.{ending}", keras.Input((4,))
+    twice = keras.Sequential([keras.Input((4,)), keras.layers.Lambda(lambda y: y * 2, name="twice")], name="inner")
+    keras.Model(x, keras.layers.Dense(2)(twice(x))).save(path)
+    with pytest.raises(ValueError, match=rf"code.{ending}: .*'twice' \(Lambda\) holds code.*Rescaling") as caught:
+        command_files.load_model(path)
+    assert "safe_mode=False" in str(caught.value) and "..." not in str(caught.value)
+    # the way that the error names
+    model = keras.models.load_model(path, safe_mode=False, compile=False)
+    data = np.random.default_rng(0).random((64, 4), np.float32)
+    assert kquant.check(model).ok
+    q = kquant.calibrate(kquant.quantize(model), data, verbose=False)
+    np.testing.assert_allclose(q.predict(data, verbose=0), model.predict(data, verbose=0), atol=0.1)
 
 
 def test_the_limit_on_weights_ends_with_the_loading() -> None:
