@@ -27,6 +27,10 @@ from kquant.tflite.storage import Decoding, Storing, refuse_undecoded
 if TYPE_CHECKING:
     from kquant.tflite.streaming import Streamed
 
+CHANNELS = (1, 3, 4)  # of images
+PIXELS = (2.0, 260.0)  # between them the largest value of images whose levels are 0 to 255, and not 0 to 1
+SAME = 0.5 / 255  # by which a scale may differ so that no level becomes another
+
 
 @dataclass(frozen=True)
 class Form:
@@ -91,6 +95,8 @@ def to_files(lowered: Lowered, form: Form) -> Files:
     refuse_undecoded(lowered.target, form.storing.storages)
     _warn_narrow_sound(lowered, form.io)
     files = _graph_files(lowered, form)
+    if form.io == "uint8" and not form.frames:
+        _warn_pixels(lowered)
     return files if form.about is None else _with_about(files, form.about, lowered.graph.name)
 
 
@@ -103,6 +109,30 @@ def _warn_narrow_sound(lowered: Lowered, io: IO) -> None:
         warn(
             f"export: io='{io}' gives the sound at {named} 8 bits, 48 dB, and what is quieter is lost to the "
             "spectrogram. Leave io out: the file takes the 16-bit samples of the microphone as they are."
+        )
+
+
+def _warn_pixels(lowered: Lowered) -> None:
+    """Bytes of a camera are codes of a grid with a code for each level from 0 to 255, and of no other."""
+    inputs = [t for t in lowered.graph.input_tensors if len(t.shape) == 4 and t.shape[-1] in CHANNELS]
+    names: dict[int, Any] = {id(t): t.name for t in inputs}
+    nodes = [n for n in lowered.graph.nodes if isinstance(n.op, FakeQuant) and id(n.inputs[0]) in names]
+    seen: dict[Any, Any] = {names[id(n.inputs[0])]: n.op for n in nodes}
+    said: list[str] = []
+    for ref in lowered.program.inputs:
+        op = seen.get(ref.name)
+        if op is None or ref.encoding is None or not op.has_range:
+            continue
+        low, high = float(np.min(op.low)), float(np.max(op.high))
+        scale, zero = float(ref.encoding.scale[0]), int(ref.encoding.zero_point[0])
+        if low >= 0.0 and PIXELS[0] < high <= PIXELS[1] and not (zero == 0 and np.isclose(scale, 1.0, rtol=SAME)):
+            said.append(f"'{ref.name}' (scale {scale:.6g}, zero point {zero})")
+    if said:
+        warn(
+            f"export: io='uint8' of images whose range is not 0 to 255: {first_of(said)}. Bytes of a camera, copied as "
+            "they are, come out wrong there: that takes scale 1 and zero point 0, so 8-bit activations and "
+            "kquant.calibrate with images that have 0 and 255 in them (a black and a white corner in one of them will "
+            "do). As it is, the application gives round(byte / scale) + zero point."
         )
 
 
