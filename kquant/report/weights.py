@@ -51,7 +51,7 @@ def decoding_facts(decoding: Decoding | None) -> Iterable[str]:
         forms = ", ".join(f"{len(names)} in {storages()[key].title}" for key, names in decoding.tensors.items())
         yield (
             f"{decoding.saved_bytes:,} bytes less: weights {forms}; each call decodes {decoding.weights:,} of them in "
-            f"{decoding.lookups:,} steps, tensors take {decoding.arena_growth_bytes:,} bytes more of the arena"
+            f"{decoding.lookups:,} steps, the arena grows by up to {decoding.arena_growth_bytes:,} bytes"
         )
 
 

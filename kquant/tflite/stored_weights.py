@@ -18,12 +18,16 @@ from kquant.core.program import Operator, Program, Ref
 from kquant.targets import Target
 from kquant.tflite.flatbuffer import Buffer, constant_key, packed, to_bytes, unpacked
 from kquant.tflite.memory_plan import MemoryPlan, memory_plan
-from kquant.tflite.reader import constants, read_model
+from kquant.tflite.reader import FileModel, constants, read_model
 from kquant.tflite.storage import CODE, Decoding, Storage, Stored, Storing
 from kquant.tflite.subgraphs import subgraphs
 
 # What one more tensor behind a DECODE costs beside its bytes: 3 tensors for 1, 2 buffers for 1, an operator. Measured.
 DECODE_BYTES = 128
+# What TFLM keeps in the arena of a 64-bit host for a DECODE (Huffman: 144) and for a tensor, and what it needs for both
+# while it plans memory, before any tensor lies there. Measured; see tests/tflite/test_stored_arena.py.
+DECODE_ARENA, TENSOR_ARENA = 160, 24
+DECODE_PLANNED, TENSOR_PLANNED = 40, 32
 
 
 def store_weights(program: Program, wanted: Sequence[Storage]) -> list[str]:
@@ -282,15 +286,17 @@ def smaller_file(
     if storing.free:
         _pack(base, target)
     chosen = _chosen(base, storing.storages)
-    before = memory_plan(read_model(plain)).size_bytes
+    before = read_model(plain)
     last = ""
     while True:
         copy = replace(base)
         decoded = _insert(copy, chosen)
         content = to_bytes(copy, target, metadata)
-        plan = memory_plan(read_model(content))
-        if not decoded or storing.budget_bytes is None or plan.size_bytes - before <= storing.budget_bytes:
+        after = read_model(content)
+        grown = arena_growth(before, after)
+        if not decoded or storing.budget_bytes is None or grown <= storing.budget_bytes:
             break
+        plan = memory_plan(after)
         last = _leave_out(chosen, decoded, content, plan, storing.budget_bytes)
     if len(content) >= len(plain):
         if not storing.free:
@@ -303,7 +309,25 @@ def smaller_file(
     keys = [one.storage.key for one in chosen.values()]
     names = {key: tuple(one.ref.name for one in chosen.values() if one.storage.key == key) for key in sorted({*keys})}
     weights, lookups = (sum(column) for column in zip(*((o.ref.size, o.stored.lookups) for o in decoded), strict=True))
-    return made, Decoding(names, weights, lookups, plan.size_bytes - before, len(plain) - len(content))
+    return made, Decoding(names, weights, lookups, grown, len(plain) - len(content))
+
+
+def arena_growth(before: FileModel, after: FileModel) -> int:
+    """Bytes of arena that TFLM takes more on a 64-bit host for a file whose weights are decoded, at most.
+
+        each DECODE's and tensor's own   +   max(growth of the plan of memory, growth of what planning takes)
+
+    for of `a = kept + max(planned, planning)` neither part grows by more. On 32-bit devices the own part is smaller.
+
+    Args:
+        before: with weights as they are.
+        after: the same network.
+    """
+    decodes = after.operator_counts.get(CODE, 0)
+    tensors = len(after.tensors) - len(before.tensors)
+    planned = memory_plan(after).size_bytes - memory_plan(before).size_bytes
+    planning = decodes * DECODE_PLANNED + tensors * TENSOR_PLANNED
+    return decodes * DECODE_ARENA + tensors * TENSOR_ARENA + max(planned, planning) if decodes else max(planned, 0)
 
 
 def _why(program: Program, storing: Storing, last: str) -> str:
@@ -325,7 +349,7 @@ def _why(program: Program, storing: Storing, last: str) -> str:
 def _leave_out(
     chosen: dict[int, _Chosen], decoded: Sequence[_Chosen], content: bytes, plan: MemoryPlan, budget: int
 ) -> str:
-    """Take away the largest of those that are alive where memory is filled to its end; or of all, where none is.
+    """Take away the largest of those that are alive where memory is filled to its end; of all, where none is.
 
     Returns:
         What it is.
