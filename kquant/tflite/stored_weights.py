@@ -79,15 +79,28 @@ def _chosen(program: Program, wanted: Sequence[Storage]) -> dict[int, _Chosen]:
     for storage in wanted:
         _refuse_unreadable(storage, readable, program)
     chosen: dict[int, _Chosen] = {}
-    for ref in readable:
-        forms = ((storage, _stored(ref, storage)) for storage in wanted)
-        smaller = [_Chosen(ref, storage, stored) for storage, stored in forms if stored is not None]
+    groups = _groups(readable)
+    for group in groups:
+        forms = ((storage, _stored(group, storage)) for storage in wanted)
+        smaller = [(storage, stored) for storage, stored in forms if stored is not None]
         if smaller:
-            chosen[id(ref)] = min(smaller, key=lambda one: one.stored.size_bytes)
+            storage, stored = min(smaller, key=lambda one: one[1].size_bytes)
+            chosen |= {id(ref): _Chosen(ref, storage, stored) for ref in group}
+    firsts = {id(group[0]): group for group in groups}
     for storage in wanted:
         for dtype in (np.int8, np.int16):
-            chosen |= _together([ref for ref in readable if _codes(ref).dtype == dtype], storage, chosen)
+            shared = _together([group[0] for group in groups if _codes(group[0]).dtype == dtype], storage, chosen)
+            for key, one in shared.items():
+                chosen |= {id(ref): replace(one, ref=ref) for ref in firsts[key]}
     return chosen
+
+
+def _groups(refs: Sequence[Ref]) -> list[list[Ref]]:
+    """What is one tensor of the file: a layer that is called twice has the same weights under two names."""
+    groups: dict[Any, list[Ref]] = {}
+    for ref in refs:
+        groups.setdefault(constant_key(ref) or id(ref), []).append(ref)
+    return list(groups.values())
 
 
 def _together(refs: list[Ref], storage: Storage, chosen: Mapping[int, _Chosen]) -> dict[int, _Chosen]:
@@ -147,7 +160,6 @@ def _insert(program: Program, chosen: Mapping[int, _Chosen]) -> list[_Chosen]:
     """
     pairs: dict[Any, tuple[Ref, Ref]] = {}
     decoded: list[_Chosen] = []
-    # What is one tensor in the file: a layer that is called twice has the same weights under two names.
     same = {id(one.ref): constant_key(one.ref) or id(one.ref) for one in chosen.values()}
 
     def written(operators: list[Operator]) -> list[Operator]:
@@ -213,7 +225,7 @@ def _readable(program: Program) -> list[Ref]:
             refs[id(ref)] = ref
             if not (facts(op.code).reads_tables and i in facts(op.code).weights):
                 barred.add(id(ref))
-    return [ref for key, ref in refs.items() if key not in barred]
+    return [ref for group in _groups(list(refs.values())) if not barred & set(map(id, group)) for ref in group]
 
 
 def _codes(ref: Ref) -> np.ndarray:
@@ -225,11 +237,14 @@ def _form(ref: Ref, storage: Storage) -> Stored | None:
     return storage.store(_codes(ref), axis, zeros)
 
 
-def _stored(ref: Ref, storage: Storage) -> Stored | None:
-    """A tensor in this form, where it saves bytes."""
-    required = storage.names is not None
-    if storage.names is not None and not any(_is_of(ref, name) for name in storage.names):
-        return None
+def _stored(group: Sequence[Ref], storage: Storage) -> Stored | None:
+    """A tensor in this form, where it saves bytes; it may have several names."""
+    ref, required = group[0], storage.names is not None
+    if storage.names is not None:
+        named = (one for one in group if any(_is_of(one, name) for name in storage.names))
+        ref = next(named, None)
+        if ref is None:
+            return None
     stored, raw = _form(ref, storage), size_bytes(ref.size, ref.dtype)
     if stored is None:
         if required:
@@ -364,7 +379,8 @@ def _leave_out(
             f"export: '{largest.ref.name}' takes {largest.ref.size:,} bytes of arena where it is decoded, and with it "
             f"tensors grow by more than decode_budget={budget:,}. Give more, or leave it out of the names."
         )
-    del chosen[id(largest.ref)]
+    for key in [key for key, one in chosen.items() if one.stored is largest.stored]:  # under all of its names
+        del chosen[key]
     return f"'{largest.ref.name}' alone takes {largest.ref.size:,} where it is decoded"
 
 
@@ -375,12 +391,12 @@ def _pack(program: Program, target: Target) -> None:
         for ref in op.inputs:
             readers.setdefault(id(ref), []).append(op)
     packed: dict[int, Ref] = {}
-    for ref in _readable(program):
-        names = types_of(ref.data) if ref.dtype == "int8" and ref.data is not None else ()
-        able = (n for n in names if all(_takes_packed(op, ref, target, n) for op in readers[id(ref)]))
-        name = next(able, None)
+    for group in _groups(_readable(program)):
+        names = types_of(group[0].data) if group[0].dtype == "int8" and group[0].data is not None else ()
+        reading = [(op, ref) for ref in group for op in readers[id(ref)]]
+        name = next((n for n in names if all(_takes_packed(op, ref, target, n) for op, ref in reading)), None)
         if name is not None:
-            packed[id(ref)] = Ref(ref.name, ref.shape, name, ref.encoding, ref.data)
+            packed |= {id(ref): Ref(ref.name, ref.shape, name, ref.encoding, ref.data) for ref in group}
     program.operators = _changed(program, lambda operators: [_reading(op, packed) for op in operators])
 
 

@@ -264,3 +264,37 @@ def test_every_width_comes_back(recipe, form, tmp_path):
     np.testing.assert_array_equal(expected, found)
     assert ("INT4" in plain.types) == (recipe["name"] == "packed") and "INT4" not in made.types
     assert ("INT16" in made.types) == (recipe["name"] == "wide")
+
+
+@pytest.fixture(scope="module")
+def called_twice():
+    """A layer of 85 % zeros that is called twice, with another one between: one tensor under two names."""
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    shared = layers.Dense(64, name="shared", activation="relu")
+    inputs = keras.Input((64,))
+    x = shared(layers.Dense(64, name="mid")(shared(inputs)))
+    model = keras.Model(inputs, layers.Dense(4, name="out")(x))
+    shared.kernel.assign(shared.kernel.numpy() * (rng.random((64, 64)) < 0.15))
+    data = rng.normal(size=(64, 64)).astype("float32")
+    return kquant.calibrate(kquant.quantize(model, target="tflm"), data, verbose=False)
+
+
+@needs_tflm
+@pytest.mark.parametrize("name", ["shared/kernel", "shared/kernel_1", "shared"])
+def test_any_name_of_a_shared_tensor_will_do(called_twice, name, tmp_path):
+    """By one of its names alone a tensor had to be stored both ways, and the file got no smaller."""
+    plain = kquant.export(called_twice, tmp_path / "plain.tflite")
+    made = kquant.export(called_twice, tmp_path / "m.tflite", compression=kquant.BitMasks(names=(name,)))
+    assert made.file_bytes < plain.file_bytes - 1000
+    assert dict(made.decoding.tensors) == {"prune": ("shared/kernel", "shared/kernel_1")}
+
+
+@needs_tflm
+def test_the_report_tells_the_one_form_of_a_shared_tensor(called_twice, tmp_path):
+    """It told of bit masks and of Huffman codes, and the file had one of them."""
+    both = [kquant.BitMasks(names=("shared/kernel",)), kquant.Huffman(names=("shared/kernel_1",))]
+    made = kquant.export(called_twice, tmp_path / "m.tflite", compression=both)
+    (told,) = made.decoding.tensors
+    assert {table.storage for table in read_model((tmp_path / "m.tflite").read_bytes()).tables} == {told}
+    assert made.decoding.tensors[told] == ("shared/kernel", "shared/kernel_1")
