@@ -17,13 +17,17 @@ from kquant.app.options import (
     Data,
     Json,
     Limit,
+    MaxDrop,
     Model,
     Scale,
     Shape,
     Target,
+    check_max_drop,
+    exit_where_lost,
     refusing,
     say,
     size,
+    told,
     writing,
 )
 
@@ -53,6 +57,7 @@ def compress(
     target: Target = targets.DEFAULT,
     test: Test = None,
     labels: Labels = None,
+    max_drop: MaxDrop = None,
     page: Page = None,
     details: Details = False,
     flash_bytes: Budget = None,
@@ -65,7 +70,7 @@ def compress(
     as_json: Json = False,
 ) -> None:
     """Quantize, calibrate, export and verify a model: .tflite, quantized .keras, C array and reports."""
-    _check(test, labels, page, form, detection)
+    _check(test, labels, page, form, detection, max_drop)
     from kquant.app import command_files
     from kquant.app.pipeline import compress as pipeline
     from kquant.app.result_files import CompressFiles
@@ -80,16 +85,13 @@ def compress(
         if page is not None:  # it may lie in the folder that is made here
             check_html(page)
         keras_model = command_files.load_model(model)
-        # open dimensions are told by --input-shape, which images are resized to as well
-        inputs = command_files.inputs_of(keras_model, input_shape)
-        arrays, held_out = (
-            command_files.load_data(place, inputs, scale=scale, limit=limit) for place in (data, test or data)
-        )
-        answers = None if labels is None else command_files.load_labels(labels, limit=limit)
+        arrays, held_out, answers = _loaded(keras_model, (data, test or data, labels), input_shape, scale, limit)
         given = {"path": new.place(results.lite), "input_shape": input_shape, "verbose": bars}
         given |= _budget(flash_bytes, rungs, held_out, answers) | _chosen(detection)
         made = pipeline(keras_model, arrays, recipe, target=target, **given, **form)
-        result = results.write(_scored(made, keras_model, held_out, answers, bars), new)
+        look = {"data": test or data, "labels": labels, "scale": None if scale == 1.0 else scale}
+        made = _scored(made, keras_model, held_out, answers, bars, told("analyze", results.model, look))
+        result = results.write(made, new)
     if page is not None:
         _write(page, result, held_out, answers, arrays, bars)
     if as_json:
@@ -97,12 +99,30 @@ def compress(
     else:
         _tell(result, details, {folder: ", ".join(path.name for path in results.paths), page: "the report with plots"})
         typer.echo(_again(result, results.model, data), nl=False)
+    exit_where_lost(result.card, max_drop)
+
+
+def _loaded(model: Any, places: tuple[Any, ...], input_shape: Any, scale: float, limit: int | None) -> Any:
+    """Samples, those that judge, and their classes where there are labels."""
+    from kquant.app import command_files
+
+    # open dimensions are told by --input-shape, which images are resized to as well
+    inputs = command_files.inputs_of(model, input_shape)
+    *samples, labels = places
+    answers = None if labels is None else command_files.load_labels(labels, limit=limit)
+    return (*(command_files.load_data(place, inputs, scale=scale, limit=limit) for place in samples), answers)
 
 
 def _check(
-    test: Path | None, labels: Path | None, page: Path | None, form: dict[str, Any], detection: Path | None
+    test: Path | None,
+    labels: Path | None,
+    page: Path | None,
+    form: dict[str, Any],
+    detection: Path | None,
+    max_drop: float | None,
 ) -> None:
     """Refuse options that want others."""
+    check_max_drop(max_drop, labels)
     if test is not None and labels is None and page is None:
         raise typer.BadParameter("--test needs --labels: without classes nobody can tell what is right")
     if form["streaming"] and labels is not None:
@@ -137,25 +157,19 @@ def _again(result: Any, model: Path, data: Path) -> str:
     """How a project gets the file that a byte budget chose, where the model alone does not say its form."""
     if result.ladder is None or "compression" not in result.export_options:
         return ""
-    given = [(f"--{name.replace('_', '-')}", value) for name, value in result.export_options.items()]
-    told = [
-        word if value is True else f"{word} {value}"
-        for word, value in given
-        if value not in (None, False, FORM["io"][1])
-    ]
-    command = f"kquant export {model} --data {data} --folder project/ {' '.join(told)}"
-    return f"a project with this very file: {command}\n"
+    form = {name: value for name, value in result.export_options.items() if value != FORM[name][1]}
+    return f"a project with this very file: {told('export', model, {'data': data, 'folder': 'project/', **form})}\n"
 
 
-def _scored(made: Any, model: Any, data: Any, labels: Any, bars: bool) -> Any:
-    """The result with accuracies on its card, where there are labels."""
+def _scored(made: Any, model: Any, data: Any, labels: Any, bars: bool, look: str) -> Any:
+    """The result with accuracies on its card, where there are labels, and what tells where they were lost."""
     from kquant.exporting.scoring import scored
 
     if labels is None:
         return made
     report = made.report
     card = scored(made.card, (model, made.model), report.path, report.target, data, labels, verbose=bars)
-    return replace(made, card=card)
+    return replace(made, card=replace(card, look=look))
 
 
 def _write(path: Path, result: Any, data: Any, labels: Any, calibration: Any, bars: bool) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from fractions import Fraction
 from pathlib import Path
@@ -133,6 +134,10 @@ DecodeBudget = Annotated[
 ]
 StripNames = Annotated[bool, typer.Option("--strip-names", help="Leave out names, which kernels do not read")]
 Shrink = Annotated[bool, typer.Option("--shrink/--no-shrink", help="Leave out channels that no output code depends on")]
+MaxDrop = Annotated[
+    float | None,
+    typer.Option("--max-drop", min=0.0, max=1.0, help="Accuracy that may be lost, 0.01 is a point; 1 is the exit code"),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on standard output")]
 
 # What a file is to be like, on every command that writes one: arguments of `kquant.export`, and what they are without
@@ -237,6 +242,50 @@ def answers_in(detection: Path | None, ctc: Path | None) -> dict[str, Any]:
 
     given = {"detection": (read_detection, detection), "ctc": (read_ctc, ctc)}
     return {name: None if path is None else read(path) for name, (read, path) in given.items()}
+
+
+def told(command: str, model: Path, options: Mapping[str, Any]) -> str:
+    """A command as it is typed.
+
+    Args:
+        command: its name.
+        model: that it takes.
+        options: by the names of their arguments; those that are None or False are left out.
+
+    Example:
+        >>> told("export", Path("my net.keras"), {"data": "x.npz", "strip_names": True, "io": None})
+        "kquant export 'my net.keras' --data x.npz --strip-names"
+    """
+    given = {f"--{name.replace('_', '-')}": value for name, value in options.items() if value not in (None, False)}
+    words = [word for name, value in given.items() for word in ([name] if value is True else [name, str(value)])]
+    return shlex.join(["kquant", command, str(model), *words])
+
+
+def check_max_drop(max_drop: float | None, labels: Path | None) -> None:
+    """That somebody can tell what was lost.
+
+    Raises:
+        typer.BadParameter: without labels.
+    """
+    if max_drop is not None and labels is None:
+        raise typer.BadParameter("--max-drop needs --labels: without classes nobody can tell what is lost")
+
+
+def exit_where_lost(card: Any, max_drop: float | None) -> None:
+    """End with 1 where a file has lost more accuracy than was allowed.
+
+    Args:
+        card: of the file, which is written.
+        max_drop: None: all may be lost.
+
+    Raises:
+        typer.Exit: it has.
+    """
+    # what is printed as equal is equal: a share of answers has no exact decimal
+    if max_drop is not None and card.drop is not None and card.drop > max_drop + 1e-9:
+        lost = f"{100 * card.drop:.2f} points of accuracy are lost, and --max-drop {max_drop:g} allows"
+        typer.echo(f"kquant: {lost} {100 * max_drop:g}. The files are written; run: {card.look}", err=True)
+        raise typer.Exit(1)
 
 
 def check_runtime_of(model: Path, runtime: str | None) -> None:

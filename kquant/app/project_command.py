@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,18 +15,28 @@ from kquant.app.options import (
     HeadOrNone,
     Json,
     Limit,
+    MaxDrop,
     Mean,
     Scale,
     Shape,
     Std,
     answers_in,
+    check_max_drop,
+    exit_where_lost,
     refusing,
     say,
+    told,
     writing,
 )
 from kquant.projects.kinds import kind_and_target
 
 Classes = Annotated[Path | None, typer.Option("--labels", help="Class numbers (.npy) of the samples in --test")]
+RunsOn = Annotated[
+    str | None, typer.Option("--target", help="Where it runs: a kind of project, or a target; tflm by default")
+]
+Accelerator = Annotated[
+    str | None, typer.Option("--accelerator", help="For Vela, on targets of Ethos-U: ethos-u55-256...")
+]
 KINDS = "tflm (CMake), arduino, esp-idf, zephyr, android, ios"
 
 
@@ -35,22 +46,19 @@ def export(
     model: Annotated[Path, typer.Argument(help="A model saved by Keras, quantized or not", metavar="MODEL.keras")],
     data: Data,
     folder: Annotated[Path, typer.Option("--folder", help="Folder for the project: new, or an earlier one")],
-    runs_on: Annotated[
-        str | None, typer.Option("--target", help="Where it runs: a kind of project, or a target; tflm by default")
-    ] = None,
+    runs_on: RunsOn = None,
     kind: Annotated[str | None, typer.Option("--kind", help=f"Project, where a target has several: {KINDS}")] = None,
     name: Annotated[str | None, typer.Option("--name", help="Of the model there; the file's by default")] = None,
     classes: Annotated[Path | None, typer.Option("--classes", help="Names of classes (.txt), a line each")] = None,
     test: Annotated[Path | None, typer.Option("--test", help="Samples that judge, like --data; with --labels")] = None,
     labels: Classes = None,
+    max_drop: MaxDrop = None,
     detection: HeadOrNone = None,
     ctc: CtcOrNone = None,
     recipe: Annotated[str | None, typer.Option("--recipe", help="For a float model; int8 by default")] = None,
     *,
     form: dict[str, Any],
-    accelerator: Annotated[
-        str | None, typer.Option("--accelerator", help="For Vela, on targets of Ethos-U: ethos-u55-256...")
-    ] = None,
+    accelerator: Accelerator = None,
     golden: Annotated[int, typer.Option("--golden", min=1, help="Vectors that the self-test runs")] = 4,
     debug: Annotated[bool, typer.Option("--debug", help="Add a model whose self-test names the first layer")] = False,
     scale: Scale = 1.0,  # type: ignore[assignment]
@@ -62,7 +70,7 @@ def export(
 ) -> None:
     """Write a project for a microcontroller or a phone: the model, conversions, golden vectors and its own test."""
     kind, target = kind_and_target(kind, runs_on)
-    _together(test, labels)
+    _together(test, labels, max_drop)
 
     from kquant.app import command_files
     from kquant.projects.project import bundle, earlier
@@ -78,13 +86,22 @@ def export(
     chosen = {"recipe": recipe, "target": target, "input_shape": input_shape}
     qmodel = _quantized(model, keras_model, arrays, runs_on, {**chosen, "verbose": not as_json and sys.stderr.isatty()})
     raw = {"scale": None if scale == 1.0 else scale, "mean": mean, "std": std}
-    about = {"kind": kind, "name": name or model.stem, "golden": golden, "labels": names, "debug": debug}
-    given = {"data": arrays, "test": judges, "accelerator": accelerator, **about, **raw, **form}
-    given |= answers_in(detection, ctc)
-    say(bundle(qmodel, folder, **given), as_json)  # pyright: ignore[reportArgumentType]
+    about: dict[str, Any] = {"kind": kind, "name": name or model.stem, "golden": golden, "labels": names}
+    about |= {"debug": debug, "accelerator": accelerator, **answers_in(detection, ctc)}
+    made = bundle(qmodel, folder, data=arrays, test=judges, **about, **raw, **form)
+    how = {"recipe": recipe, "target": target} if qmodel is not keras_model else {}
+    look = {"data": test, "labels": labels, "scale": raw["scale"], **how}
+    _tell(made, told("analyze", model, look), max_drop, as_json)
 
 
-def _together(test: Path | None, labels: Path | None) -> None:
+def _tell(made: Any, look: str, max_drop: float | None, as_json: bool) -> None:
+    """What was written, and what tells where accuracy was lost."""
+    say(replace(made, card=replace(made.card, look=look)), as_json)
+    exit_where_lost(replace(made.card, look=look), max_drop)
+
+
+def _together(test: Path | None, labels: Path | None, max_drop: float | None) -> None:
+    check_max_drop(max_drop, labels)
     if (test is None) != (labels is None):
         raise typer.BadParameter("--test and --labels go together: samples, and the class of each")
 

@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from kquant.core.result import Result
+
+SURE = 1.96  # standard errors on both sides of a share hold it in 95 of 100 draws of the samples
+
+
+def margin(value: float, samples: int) -> float:
+    """What other samples of that number would make of a share of right answers: half the width of 95 %.
+
+    Args:
+        value: 0 to 1.
+        samples: that it was counted on.
+
+    Example:
+        >>> round(margin(0.875, 64), 3)
+        0.081
+    """
+    return SURE * math.sqrt(value * (1.0 - value) / max(1, samples))
 
 
 @dataclass(frozen=True, repr=False)
@@ -22,6 +39,7 @@ class ModelCard(Result):
         file_accuracy: of the file on `runtime`.
         samples: how many were answered.
         runtime: that ran the file; empty without labels.
+        look: what tells where accuracy was lost, as it is typed.
 
     Example:
         >>> print(ModelCard(96, 48, 1200, None, 0.9, 0.875, 0.875, 40, "tflm"))
@@ -40,6 +58,34 @@ class ModelCard(Result):
     file_accuracy: float | None = None
     samples: int = 0
     runtime: str = ""
+    look: str = "kquant.analyze(model, data)"
+
+    @property
+    def drop(self) -> float | None:
+        """Accuracy of the float model less that of the file, 0.01 is a point; None without labels."""
+        if self.float_accuracy is None or self.file_accuracy is None:
+            return None
+        return self.float_accuracy - self.file_accuracy
+
+    @property
+    def loss(self) -> str:
+        """What was lost and what tells where, where that is more than other samples could make of it; else empty.
+
+        Example:
+            >>> print(ModelCard(96, 48, 1200, None, 0.96, 0.93, 0.92, 500, "tflm").loss)
+            accuracy: 4.0 points lost, 96.0 % in float and 92.0 % in the file; run:
+            kquant.analyze(model, data)
+            >>> ModelCard(96, 48, 1200, None, 0.96, 0.93, 0.92, 50, "tflm").loss
+            ''
+        """
+        if self.drop is None or self.float_accuracy is None or self.file_accuracy is None:
+            return ""
+        shares = (self.float_accuracy, self.file_accuracy)
+        if self.drop <= math.hypot(*(margin(share, self.samples) for share in shares)):
+            return ""
+        before, after = (f"{100 * share:.1f} %" for share in shares)
+        lost = f"{100 * self.drop:.1f} points lost, {before} in float and {after} in the file"
+        return f"accuracy: {lost}; run:\n{self.look}"
 
     @property
     def accuracies(self) -> dict[str, float]:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 
-from kquant.exporting.model_card import ModelCard
+from kquant.exporting.model_card import ModelCard, margin
 from kquant.report.page import Page, Table, page
 from kquant.report.sheet import Cell, Grid, Section, card, sections
-
-SURE = 1.96  # standard errors on both sides of a share hold it in 95 of 100 draws of the samples
 
 
 @page.register
 def _page(c: ModelCard) -> Page:
     rows = tuple((what, much) for what, much in _figures(c))
-    return Page(repr(c), True, (), (), (Table("Model card", ("", "figure"), rows, ("figure",)),))
+    found = (c.loss,) if c.loss else ()
+    return Page(repr(c), not found, found, (), (Table("Model card", ("", "figure"), rows, ("figure",)),))
 
 
 def card_table(c: ModelCard, arena: dict[str, str] | None = None) -> Table:
@@ -64,7 +62,7 @@ def share_of(value: float, samples: int) -> str:
         >>> share_of(0.875, 64)
         '87.5 % ± 8.1'
     """
-    return f"{100 * value:.1f} % ± {100 * SURE * math.sqrt(value * (1.0 - value) / max(1, samples)):.1f}"
+    return f"{100 * value:.1f} % ± {100 * margin(value, samples):.1f}"
 
 
 @sections.register

@@ -121,13 +121,14 @@ def sheet_of(result: Any) -> Sheet:
             figures.setdefault(what, much)
     # a page of an export is about the file: what an analysis finds beside is what could be better
     analyses = [p for one, p in zip(results, pages, strict=True) if isinstance(one, Analysis)]
-    judged = [p for one, p in zip(results, pages, strict=True) if isinstance(one, ExportReport)] or pages
+    files = (ExportReport, ModelCard) if any(isinstance(one, ExportReport) for one in results) else (object,)
+    judged = [p for one, p in zip(results, pages, strict=True) if isinstance(one, files)]
     return Sheet(
         name=name_of(results),
         verdict=verdict_of(results),
         ok=all(p.ok for p in judged),
         # an analysis tells its own at length, with the lines to change
-        findings=tuple(f for p in pages if p not in analyses for f in p.findings),
+        findings=tuple(dict.fromkeys(f for p in pages if p not in analyses for f in p.findings)),
         facts=tuple(dict.fromkeys(fact for p in pages for fact in p.facts)),
         card=tuple(sorted(figures.items(), key=_place)),
         sections=tuple(sorted(shown, key=lambda section: PLACES.index(section.place))),

@@ -45,7 +45,9 @@ def page(report: Any) -> Page:
     inner = getattr(report, "report", None)  # CompressResult: the pipeline stands above this module
     if isinstance(inner, ExportReport):
         ladder = getattr(report, "ladder", None)
-        return page(inner) if ladder is None else with_ladder(page(inner), ladder)
+        # its card, whose accuracies the export may lack
+        made = page(replace(inner, card=report.card))
+        return made if ladder is None else with_ladder(made, ladder)
     if isinstance(report, Result):
         return _plain(report)
     raise TypeError(

@@ -16,8 +16,8 @@ def _bundle(report: BundleReport) -> Page:
     rows = tuple((code, str(count)) for code, count in sorted(report.operators.items()))
     return Page(
         headline=f"{report.folder}: {report.name}, {report.kind}, {len(report.files)} files",
-        ok=all(v.ok for v in report.export.verification),
-        findings=(),
+        ok=all(v.ok for v in report.export.verification) and not report.card.loss,
+        findings=(report.card.loss,) if report.card.loss else (),
         facts=(
             *_memory(report),
             *([] if report.compiled is None else [f"NPU: {report.compiled}"]),

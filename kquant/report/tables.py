@@ -36,7 +36,8 @@ UNREAD = ("streaming", SHRUNK, CHOOSES)  # of a file's metadata: what others tel
 def _export(report: ExportReport) -> Page:
     arena = "not measured" if report.arena_bytes is None else f"{report.arena_bytes:,} bytes (TFLM on this host)"
     # what went wrong on each runtime first, then what is worth knowing
-    findings = [line for v in report.verification for line in _verify_findings(v)]
+    lost = [report.card.loss] if report.card.loss else []
+    findings = [*lost, *(line for v in report.verification for line in _verify_findings(v))]
     findings += [] if report.streaming is None else report.streaming.notes
     findings += weight_findings(report.weights)
     if not report.verification:
@@ -50,7 +51,7 @@ def _export(report: ExportReport) -> Page:
         kind = f"{kind} but {CODE}" if not report.float_layers else f"{kind}, {CODE}"
     return Page(
         headline=f"{report.path}: recipe {report.recipe}, target {report.target}, {kind}",
-        ok=all(v.ok for v in report.verification),
+        ok=all(v.ok for v in report.verification) and not lost,
         findings=tuple(findings),
         facts=(
             f"file {report.file_bytes:,} bytes, of it weights {report.weight_bytes:,} bytes",

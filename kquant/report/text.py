@@ -47,7 +47,10 @@ def show(report: Any, console: Console | None = None, *, details: bool = True) -
     # names of layers may hold brackets, which rich takes for its markup, and numbers, which it would colour
     console.print(f"[bold {colour}]{escape(content.headline)}[/]", highlight=False)
     for finding in content.findings:
-        console.print(f"[yellow]![/] {escape(finding)}", highlight=False)
+        said, *lines = finding.split("\n")
+        console.print(f"[yellow]![/] {escape(said)}", highlight=False)
+        for line in lines:  # to be pasted, and so never folded
+            console.print(escape(line), highlight=False, soft_wrap=True)
     for fact in content.facts:
         if fact not in hidden:
             console.print(escape(fact), highlight=False)

@@ -43,11 +43,12 @@ def verdict_of(results: Sequence[Any]) -> str:
         return page(results[0]).headline
     analyses = [one for one in results if isinstance(one, Analysis)]
     cards = [one for one in results if isinstance(one, ModelCard) and one.accuracies]
+    cards += [one.card for one in exports if one.card.accuracies]
     lost = _right(cards[0]) if cards else _lost(analyses[0]) if analyses else ""
-    return _exported(exports[0], lost)
+    return _exported(exports[0], lost, bool(cards and cards[0].loss))
 
 
-def _exported(report: ExportReport, lost: str) -> str:
+def _exported(report: ExportReport, lost: str, worse: bool) -> str:
     where = targets.load(report.target).title.partition(" (")[0]
     bad = [v.runtime for v in report.verification if not v.ok]
     if bad:
@@ -62,7 +63,10 @@ def _exported(report: ExportReport, lost: str) -> str:
     ran = ran if report.verification else "not run"
     whole = float_bytes(report.weights)
     share = f", weights {100 * report.weights.totals['stored_bytes'] / whole:.0f} % of float32" if whole else ""
-    said = f"{Path(report.path).name} is ready for {where}: {integer}, {ran}, {report.file_bytes:,} bytes{share}"
+    about = f"{where}: {integer}, {ran}, {report.file_bytes:,} bytes{share}"
+    if worse:  # first of all, and nothing that sounds as if it were done
+        return f"{Path(report.path).name} lost accuracy: {lost.removeprefix('accuracy ')}. It runs on {about}."
+    said = f"{Path(report.path).name} is ready for {about}"
     return f"{said}; {lost}." if lost else f"{said}."
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from typer.testing import CliRunner
 
 from kquant.app import pipeline
 from kquant.app.cli import app
+from kquant.exporting.model_card import ModelCard
+from kquant.report.tables import page
 
 
 @pytest.fixture
@@ -53,6 +57,50 @@ def test_without_one_nothing_is_kept(reached: dict[str, Any], tmp_path: Path, mo
     assert reached["flash_bytes"] is None
     assert reached["folder"] is None
     assert not Path("build").exists()
+
+
+@pytest.fixture
+def losing(tmp_path: Path) -> list[str]:
+    """Arguments, of a model that loses most of its accuracy: two columns, one 1,000 times the other, which decides."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 400)
+    x = np.stack([rng.normal(0.0, 1000.0, 400), 2.0 * y - 1.0 + rng.normal(0.0, 0.1, 400)], 1).astype(np.float32)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, name="head")], name="net")
+    model.layers[0].set_weights([np.array([[0.0, 0.0], [-1.0, 1.0]], np.float32), np.zeros(2, np.float32)])
+    model.save(tmp_path / "net.keras")
+    for name, array in {"x": x, "y": y}.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    given = {"--data": "x.npy", "--labels": "y.npy", "--test": "x.npy"}
+    return [str(tmp_path / "net.keras"), *(word for k, v in given.items() for word in (k, str(tmp_path / v)))]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("verb", ["compress", "export"])
+def test_lost_accuracy_is_told_and_may_be_an_error(verb: str, losing: list[str], tmp_path: Path) -> None:
+    arguments = [verb, *losing, "--folder", str(tmp_path / "build"), "--target", "tflm"]
+    asked = CliRunner().invoke(app, arguments)
+    assert asked.exit_code == 0, asked.output
+    found, command = asked.stdout.split("! ")[1].split("\n")[:2]
+    assert found.startswith("accuracy: ") and found.endswith(" in the file; run:")
+    assert CliRunner().invoke(app, shlex.split(command)[1:]).exit_code == 0
+    refused = CliRunner().invoke(app, [*arguments, "--max-drop", "0.01"])
+    assert refused.exit_code == 1
+    assert "and --max-drop 0.01 allows 1." in refused.stderr
+    assert (tmp_path / "build").is_dir()
+    assert CliRunner().invoke(app, [*arguments, "--max-drop", "0.9"]).exit_code == 0
+
+
+def test_a_page_of_lost_accuracy_is_not_ready() -> None:
+    made = ModelCard(96, 48, 1200, None, 0.96, 0.22, 0.22, 500, "tflm", "kquant analyze net.keras")
+    assert not page(made).ok
+    assert page(replace(made, file_accuracy=0.94)).ok, "other samples could make 2 points of 500"
+
+
+def test_max_drop_wants_labels(reached: dict[str, Any], tmp_path: Path) -> None:
+    given = ["compress", str(tmp_path / "net.keras"), "--data", str(tmp_path / "data.npy"), "--folder", "build"]
+    result = CliRunner().invoke(app, [*given, "--max-drop", "0.01"])
+    assert result.exit_code == 2
+    assert "--max-drop needs --labels" in result.stderr
 
 
 def test_a_model_where_the_rungs_would_lie_is_refused(
