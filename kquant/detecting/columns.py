@@ -68,6 +68,12 @@ class Roles:
         return read["boxes"], read["scores"], read.get("objectness")
 
 
+BESIDE = (
+    " Give the model an output of each part alone (out[..., :4]); or name an output for all parts that lie in its last "
+    "axis: objectness='boxes' where a fifth number says how sure a row is."
+)
+
+
 def roles_of(detection: Detection, names: Sequence[str], shapes: Sequence[Sequence[Any]], where: str) -> Roles:
     """The columns of a model's outputs.
 
@@ -114,6 +120,7 @@ def roles_of(detection: Detection, names: Sequence[str], shapes: Sequence[Sequen
         raise ValueError(
             f"{where}: {_wanted(at, fixed)} and as many anchors are wanted. Received: {given}"
             + ("." if detection.anchors is None else f", {anchors} anchors.")
+            + ("" if right else BESIDE)
             + (f" Make an anchor for each of the {rows[0]} rows." if right and {*rows} == {rows[0]} else "")
         )
     if parts["scores"].many <= detection.background:

@@ -124,7 +124,8 @@ class Detection:
         """Anchors or cells: the last two of their columns are sizes."""
         given = getattr(self, name)
         if wanted == (given is None):
-            wants = f"wants {name}, [rows, {columns}]" if wanted else f"has no {name}; leave them out"
+            own = "forms 'corners' and 'centres' have none"
+            wants = f"wants {name}, [rows, {columns}]; {own}" if wanted else f"has no {name}; leave them out"
             raise ValueError(f"Detection: form '{self.form}' {wants}.")
         if given is None:
             return

@@ -103,6 +103,8 @@ class MicroFrontend(keras.layers.Layer):
     ) -> None:
         # 16-bit samples have no place in a float of 16 bits, whatever the policy
         super().__init__(**{"dtype": "float32", **kwargs})
+        _check_whole(self.name, sampling_rate=sampling_rate, num_mel_bins=num_mel_bins)
+        _check_whole(self.name, sequence_length=sequence_length, sequence_stride=sequence_stride)
         self.sampling_rate, self.num_mel_bins = int(sampling_rate), int(num_mel_bins)
         self.sequence_length, self.sequence_stride = int(sequence_length), int(sequence_stride)
         self.fft_length = None if fft_length is None else int(fft_length)
@@ -170,6 +172,12 @@ ARGUMENTS = (
     *("sampling_rate", "sequence_length", "sequence_stride", "fft_length", "num_mel_bins", "min_freq", "max_freq"),
     *("noise_reduction", "smoothing", "min_signal", "pcan", "pcan_strength", "pcan_offset", "full_scale", "padding"),
 )
+
+
+def _check_whole(name: str, **given: Any) -> None:
+    for key, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, int | float | np.integer) or value % 1:
+            raise ValueError(f"{name} (MicroFrontend): {key}={value!r}. Give a whole number: 8 kHz are 8000.")
 
 
 def _refuse(op: MicroFrontend) -> None:

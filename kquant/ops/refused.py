@@ -36,6 +36,10 @@ LAYERS: dict[str, str] = {
     "TorchModuleWrapper": FOREIGN.format("PyTorch"),
 }
 
+TRANSFORM = (
+    "no int8 kernel transforms; layers.STFTSpectrogram in its place, or layers.MelSpectrogram for bands, is written as "
+    "a convolution"
+)
 SORT = "no int8 kernel sorts; end the model before it and do it in the application"
 RANK = (
     SORT + ". Boxes of a detector, from its raw outputs, are what kquant.Detection describes and kquant.detect chooses"
@@ -50,12 +54,16 @@ OPERATIONS: dict[str, str] = {
     "Argsort": RANK,
     "AssociativeScan": EACH,
     "Cond": "it chooses by a value what to compute; compute both and choose with ops.where(condition, a, b)",
+    "CropImages": "kquant has no rule for it; take layers.Cropping2D or a slice, x[:, 4:24, 4:24, :]",
     "Diagonal": "no int8 kernel picks a diagonal; multiply with ops.eye(n) and sum over an axis of one sample",
     "ForiLoop": LOOP + " as a Python loop",
     "Inner": f"it multiplies every sample with every other; {ONE}. Write ops.sum(x * y, axis=-1)",
     "Map": EACH,
     "Outer": f"it lays all samples in one row; {ONE}. Write x[:, :, None] * y[:, None, :]",
+    "PadImages": "kquant has no rule for it; take layers.ZeroPadding2D",
+    "RFFT": TRANSFORM,
     "Ravel": f"it lays all samples in one row; {ONE}. Take layers.Flatten()",
+    "STFT": TRANSFORM,
     "Scan": EACH,
     "Scatter": "no int8 kernel writes rows by position; use ops.where with a constant mask, or concatenate the parts",
     "ScatterUpdate": "no int8 kernel writes into a tensor; use ops.where with a constant mask, or concatenate parts",

@@ -126,7 +126,7 @@ def _lower(program: Program, call: Call) -> None:
 
 def _unknown_interpolation(node: Node) -> str | None:
     if node.op.interpolation not in ("nearest", "bilinear"):
-        return f"interpolation='{node.op.interpolation}'; the kernels know nearest and bilinear"
+        return f"interpolation='{node.op.interpolation}'; the kernels know nearest and bilinear: set one of them"
     return None
 
 

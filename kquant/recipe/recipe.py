@@ -81,6 +81,7 @@ class WeightGrid(Strict):
         )
 
 
+OF_WEIGHTS = ("block", "per_axis")  # how weights share scales
 # What weights of up to 4 bits are for: packed wherever the target takes them so, or only where that costs no time.
 Prefer = Literal["bytes", "latency"]
 
@@ -443,6 +444,13 @@ def _explain(error: Any, section: type[BaseModel]) -> str:
         told = "Known here" in said or "Received: " in said
         return f"{place}: {said}." if told else f"{place}: {said}. Received: {error['input']!r}."
     known = _keys_at(error["loc"][:-1], section)
+    if section is Activations or "activations" in error["loc"]:
+        if error["loc"][-1] in OF_WEIGHTS:
+            key = error["loc"][-1]
+            return (
+                f"unknown key '{path}': a tensor of activations has one scale, as kernels read it, of floating-point "
+                f"kinds too. Leave {key} out here; weights = {{ {key} = ... }} is for weights."
+            )
     return f"unknown key '{path}'.{did_you_mean(error['loc'][-1], known)} Known here: {', '.join(known)}."
 
 

@@ -271,7 +271,8 @@ def _check_patterns(graph: Graph, recipe: Recipe, positions: dict[int, str]) -> 
             shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
             raise ValueError(
                 f"recipe '{recipe.name}': the rule {wanted} matches no layer. Layers: {shown}. (A batch norm or a "
-                "constant that was folded goes by the name of the layer it was folded into.)"
+                "constant that was folded goes by the name of the layer it was folded into.) Leave the rule out, or "
+                "take a recipe without it."
             )
 
 

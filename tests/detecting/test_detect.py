@@ -442,3 +442,15 @@ def test_the_grids_of_a_file_are_its_own(detector) -> None:
         >= 0.5
         > (grids.lowest - 1 - outputs[1].zero_point[0]) * outputs[1].scale[0]
     )
+
+
+def test_a_fifth_number_of_a_row_is_read_as_the_message_says() -> None:
+    image = keras.Input((8, 8, 1))
+    x = keras.layers.Conv2D(7, 3, 2, padding="same", activation="sigmoid")(image)
+    rows = keras.layers.Reshape((16, 7))(x)
+    model = keras.Model(image, {"boxes": rows[..., :5], "scores": rows[..., 5:]})
+    with pytest.raises(ValueError, match=r"boxes \(16, 5\).*out\[\.\.\., :4\].*objectness='boxes' where a fifth"):
+        kquant.check(model, detection=kquant.Detection(form="centres"))
+    assert kquant.check(model, detection=kquant.Detection(form="centres", objectness="boxes")).ok
+    with pytest.raises(ValueError, match=r"wants anchors, \[rows, 4\]; forms 'corners' and 'centres' have none"):
+        kquant.Detection()

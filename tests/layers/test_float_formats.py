@@ -196,6 +196,15 @@ def test_activations_are_numbers_of_the_format() -> None:
     assert len(np.unique(values)) > 20
 
 
+def test_blocks_of_activations_are_refused_with_the_reason() -> None:
+    for table in ({"kind": "e4m3", "block": 32}, {"per_axis": True}):
+        with pytest.raises(ValueError, match="a tensor of activations has one scale.* is for weights"):
+            kquant.quantize(_model(), _recipe({}, table))
+        rule = {"name": "floats", "rules": [{"layer": "conv", "activations": table}]}
+        with pytest.raises(ValueError, match="a tensor of activations has one scale"):
+            kquant.quantize(_model(), rule)
+
+
 REFUSED = {
     "bits": ({"kind": "e2m1"}, {}, "kind 'e2m1' has 4 bits. Received: bits=8; give bits = 4"),
     "bits of activations": ({}, {"kind": "e3m2"}, "kind 'e3m2' has 6 bits"),

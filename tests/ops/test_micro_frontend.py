@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -269,3 +270,9 @@ def test_clips_without_a_frame_are_refused(shape: tuple, message: str) -> None:
 
 def test_the_remedy_of_the_highest_band_works() -> None:
     kquant.MicroFrontend(**{**SMALL, "max_freq": 3969.0})
+
+
+@pytest.mark.parametrize("rate", ["8k", 8000.5, True, None])
+def test_a_rate_that_is_no_whole_number_is_told(rate: Any) -> None:
+    with pytest.raises(ValueError, match=r"front \(MicroFrontend\): sampling_rate=.*8 kHz are 8000"):
+        kquant.MicroFrontend(rate, name="front")

@@ -22,6 +22,19 @@ def _binary(function, first=(8, 7, 4), second=(8, 7, 4)) -> keras.Model:
 
 
 REFUSED = {
+    "transform of frames": (
+        lambda: keras.Model(x := keras.Input((64,)), ops.stft(x, 16, 8, 16)[0]),
+        r"STFT.*STFTSpectrogram",
+    ),
+    "transform": (lambda: keras.Model(x := keras.Input((64,)), ops.rfft(x)[0]), r"RFFT.*STFTSpectrogram"),
+    "cropped images": (
+        lambda: _unary(lambda x: ops.image.crop_images(x, 1, 1, target_height=4, target_width=4)),
+        r"Cropping2D.*slice",
+    ),
+    "padded images": (
+        lambda: _unary(lambda x: ops.image.pad_images(x, 1, 1, target_height=12, target_width=12)),
+        r"ZeroPadding2D",
+    ),
     "softmax over samples": (lambda: _unary(layers.Softmax(axis=0, name="me")), r"me .*one sample at a time"),
     "pool over channels first": (
         lambda: keras.Model(
@@ -100,7 +113,10 @@ REFUSED = {
         r"me .*UpSampling3D",
     ),
     "smooth downscaling": (lambda: _unary(layers.Resizing(3, 3, antialias=True, name="me")), r"me .*antialias.*appl"),
-    "cubic resizing": (lambda: _unary(layers.Resizing(3, 3, "bicubic", name="me")), r"me .*nearest and bilinear"),
+    "cubic resizing": (
+        lambda: _unary(layers.Resizing(3, 3, "bicubic", name="me")),
+        r"me .*nearest and bilinear: set one",
+    ),
     "many steps": (
         lambda: keras.Model(x := keras.Input((99, 4, 4, 2)), layers.TimeDistributed(layers.Conv2D(2, 2), name="me")(x)),
         r"me .*99 steps.*application",
@@ -196,3 +212,11 @@ def test_what_reads_a_number_for_all_samples_does_not_stop_the_list():
     rows = kquant.check(_unary(lambda x: ops.tensordot(x, x, 4) + x)).layers
     assert [row.status for row in rows] == ["refused", "refused"]
     assert "ops.sum(x * y, axis=-1)" in rows[0].remedy and "tensor without axes" in rows[1].remedy
+
+
+def test_what_stands_in_for_images_cut_and_padded_runs(tmp_path) -> None:
+    x = image()
+    cut = layers.ZeroPadding2D(2)(layers.Cropping2D(1)(x)[:, 1:4, 1:4, :])
+    data = np.random.default_rng(0).random((64, *x.shape[1:]), np.float32)
+    q = kquant.calibrate(kquant.quantize(keras.Model(x, layers.Conv2D(2, 3)(cut))), data, verbose=False)
+    assert kquant.export(q, tmp_path / "cut.tflite", data=data[:4]).verification
