@@ -43,8 +43,9 @@ def _analysis(a: Analysis) -> Iterator[Section]:
     notes = tuple(_notes(a.findings, is_sqnr(a))) or (Note("No finding", none),)
     yield Section("answers", "Why is it not more accurate?", notes=notes)
     plots = (_along(a.layers), *_sensitivity_plot(a, a.layers))  # all of them: numbers are those of the table
+    quiet = "" if len(plots) > 1 or not any(r.sensitivity for r in a.layers) else f" {QUIET}"
     _, sensitivities, weights, tensors = page(a).tables
-    yield Section("layers", "Layer by layer", ALONG, plots=plots, grids=(_layers(a),))
+    yield Section("layers", "Layer by layer", f"{ALONG}{quiet}", plots=plots, grids=(_layers(a),))
     if sensitivities.rows:
         grid = with_bars(grid_of(sensitivities), "loss gone", _losses(a))
         yield Section("layers", "Sensitivity", grids=(grid,))
@@ -56,6 +57,7 @@ ALONG = (
     "The error of each layer's output, as a share of its signal: the bar with all the noise that comes before the "
     "layer, the line across it that of the layer alone. Numbers along the plots are those of the table."
 )
+QUIET = "No layer loses anything where it alone is quantized, so there is no plot of sensitivities."
 WEIGHTS = (
     "How often each weight occurs, over the end of its own channel's grid: what lies beyond -1 and 1, in red, is "
     "clipped. The layers with the most noise."
@@ -181,7 +183,7 @@ def _numbers(count: int) -> tuple[Label, ...]:
 def _sensitivity_plot(a: Analysis, rows: Sequence[LayerReport]) -> Iterator[Plot]:
     """What is lost with one layer alone quantized, a bar for each."""
     lost = [_lost(a, r) for r in rows]
-    if not any(r.sensitivity for r in rows):
+    if not any(r.sensitivity for r in rows) or not any(lost):
         return
     scale = Scale(1.05 * min(0.0, *lost), 1.05 * max(1e-3, *lost))
     ground, half = scale.at(0.0), 0.36 / len(rows)

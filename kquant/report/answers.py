@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from kquant.analysis.findings import LOSS, LOSS_DB
 from kquant.report.page import Page, Table, page
-from kquant.report.pages import decibels, part_or_figure
+from kquant.report.pages import decibels, figure, is_share, part_or_figure
 from kquant.report.search_sections import curve, unbeaten
 from kquant.report.sheet import Note, Section, grid_of, sections
 from kquant.search.answers import Answer, Answers, Trial
@@ -17,7 +18,7 @@ COLUMNS = ("change", "file, bytes", "arena, bytes", "MACs", "SQNR, dB")
 @page.register
 def _answers(a: Answers) -> Page:
     best = [(answer.question, answer.trials[0]) for answer in a.answers if answer.trials]
-    said = "; ".join(f"{question}: {_saved(question, trial, a.start)}" for question, trial in best)
+    said = "; ".join(f"{question}: {_saved(question, trial, a)}" for question, trial in best)
     return Page(
         headline=f"{a.model}, recipe {a.recipe} on {a.target}: {said or 'nothing that was tried makes it smaller'}",
         ok=True,
@@ -27,11 +28,29 @@ def _answers(a: Answers) -> Page:
     )
 
 
-def _saved(question: str, trial: Trial, start: Trial) -> str:
+def price(trial: Trial, start: Trial, metric: str) -> str:
+    """What a change costs, in words; empty where that is less than an analysis calls a loss.
+
+    Args:
+        trial: the change.
+        start: the model as it is.
+        metric: what `value` is; "" where only the SQNR was measured.
+    """
+    if trial.value is not None and start.value is not None:
+        lost = start.value - trial.value
+        much = f"{100 * lost:.1f} points of {metric}" if is_share(metric, start.value) else f"{figure(lost)} {metric}"
+        return f"at {much}" if lost > LOSS else ""
+    lost = min(start.sqnr_db, LOSS_DB) - trial.sqnr_db
+    return f"at {start.sqnr_db - trial.sqnr_db:.1f} dB" if lost > 0.0 else ""
+
+
+def _saved(question: str, trial: Trial, a: Answers) -> str:
+    start, cost = a.start, price(trial, a.start, a.metric)
     before, after, unit = start.file_bytes, trial.file_bytes, "bytes"
     if question == "faster":
         before, after, unit = start.macs, trial.macs, "MACs"
-    return f"{before - after:,} {unit} less ({100 * (before - after) / max(1, before):.0f} %)"
+    said = f"{before - after:,} {unit} less ({100 * (before - after) / max(1, before):.0f} %)"
+    return f"{said}, {cost}" if cost else said
 
 
 def _trials(a: Answers) -> Table:
@@ -91,4 +110,6 @@ def _note(answer: Answer, trial: Trial, a: Answers) -> Note:
     if trial.arena_bytes is not None and a.start.arena_bytes is not None and trial.arena_bytes != a.start.arena_bytes:
         arena = f"arena {trial.arena_bytes:,} bytes instead of {a.start.arena_bytes:,}; "
     said = f"Tried, without training: {arena}{costs}."
-    return Note(_saved(answer.question, trial, a.start), said, "To have it:", trial.lines)
+    cost = price(trial, a.start, a.metric)
+    how = "To have it, where that may be lost or training wins it back:" if cost else "To have it:"
+    return Note(_saved(answer.question, trial, a), said, how, trial.lines, is_dear=bool(cost))

@@ -105,14 +105,15 @@ def _sizes(report: ExportReport) -> Grid:
     weights = report.weights
     raw, stored = weights.totals["raw_bytes"], weights.totals["stored_bytes"]
     sizes = {
-        "weights in float32": float_bytes(weights),
-        "weights in this file": stored,
+        "kernels in float32": float_bytes(weights),
+        "kernels in this file": stored,
+        "weights in this file: kernels, biases, axes": report.weight_bytes,
         "the file": report.file_bytes,
         "the file, deflated (a download)": weights.deflated_file_bytes,
         "arena (TFLM on this host)": report.arena_bytes,
     }
     if stored != raw:
-        sizes["the same weights as plain codes"] = raw
+        sizes["the same kernels as plain codes"] = raw
     known = {name: size for name, size in sizes.items() if size}  # of weights that stay float nothing is counted
     top = max(known.values(), default=0) or 1
     rows = tuple((Cell(name), Cell(f"{size:,}", size / top)) for name, size in known.items())

@@ -99,12 +99,14 @@ class Note:
         text: what says so.
         gain: what the lines gained when they were tried.
         lines: ready to be pasted; empty where nothing is to be changed.
+        is_dear: they cost accuracy, so they are no advice.
     """
 
     title: str
     text: str
     gain: str = ""
     lines: str = ""
+    is_dear: bool = False
 
 
 @dataclass(frozen=True)

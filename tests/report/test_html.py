@@ -21,9 +21,11 @@ import kquant
 from kquant import report
 from kquant.analysis.metrics import top1
 from kquant.core.result import Result
+from kquant.report.answers import price
 from kquant.report.drawing import SIDE, Scale
 from kquant.report.html_file import fragment, render_html, sheet_of
 from kquant.report.sheet import Sheet
+from kquant.search.answers import Answer, Answers, Trial
 from kquant.tflite.memory_plan import memory_plan
 
 VOID = {"meta", "wbr", "br", "hr", "img", "input", "link"}
@@ -223,6 +225,41 @@ def test_notebooks_show_the_page(made: dict[str, Any]) -> None:
         style = re.search(r"<style>(.*?)</style>", shown, re.DOTALL)[1]
         selectors = re.findall(r"^\s*([^@{}/][^{}]*)\{", style, re.MULTILINE)
         assert selectors and all(".kquant" in one for s in selectors for one in s.split(","))
+
+
+@pytest.mark.parametrize(("lost", "said"), [(0.0, ""), (0.004, ""), (0.125, "at 12.5 points of accuracy")])
+def test_what_costs_accuracy_is_no_advice(lost: float, said: str) -> None:
+    start = Trial("", 1000, None, 500, 0.9, 30.0)
+    cheaper = Trial("bits = 4", 600, None, 500, 0.9 - lost, 25.0)
+    answers = (Answer("smaller", "", (cheaper,), ()),)
+    shown = render_html(Answers("net", "int8", "tflm", 64, "accuracy", 0.9, start, answers))
+    assert "400 bytes less (40 %)" in shown and ('class="note dear"' in shown) is bool(said)
+    assert (said in shown) and ("or training wins it back" in shown) is bool(said)
+
+
+def test_what_costs_signal_is_no_advice() -> None:
+    start = Trial("", 1000, None, 500, None, 30.0)
+    for decibels, said in ((25.0, ""), (12.0, "at 18.0 dB")):
+        assert price(Trial("bits = 4", 600, None, 500, None, decibels), start, "") == said
+
+
+def test_a_plot_of_nothing_is_a_sentence(made: dict[str, Any]) -> None:
+    a = made["Analysis"]
+    lossless = tuple(
+        row if row.sensitivity is None else replace(row, sensitivity=replace(row.sensitivity, only=a.float_value))
+        for row in a.layers
+    )
+    titles = [p.title for p in plots(sheet(replace(a, layers=lossless)))]
+    assert not any("Sensitivity" in title for title in titles)
+    assert "No layer loses anything" in Tree(render_html(replace(a, layers=lossless))).text
+
+
+def test_bytes_of_kernels_and_of_all_weights_are_told_apart(made: dict[str, Any]) -> None:
+    exported = made["ExportReport"]
+    [grid] = [g for s in sheet(exported).sections for g in s.grids if g.caption == "Bytes, before and after"]
+    told = {row[0].text: row[1].text for row in grid.rows}
+    assert told["kernels in this file"] == f"{exported.weights.totals['stored_bytes']:,}"
+    assert told["weights in this file: kernels, biases, axes"] == f"{exported.weight_bytes:,}"
 
 
 def test_figures_are_those_of_the_result(made: dict[str, Any]) -> None:
