@@ -17,7 +17,7 @@ from kquant.core.renamed import renamed
 from kquant.graph.keras_private import every_layer
 from kquant.layers.oscillations import warn_unfrozen
 from kquant.masking.centroids import Init
-from kquant.masking.code_length import price_of
+from kquant.masking.code_length import price_of, refuse_unpriced
 from kquant.masking.codebook import Aggregation, Channels, Codebook
 from kquant.masking.kernel_sites import Site, check_patterns, match, note_of, note_of_unknown, put, sites
 from kquant.masking.mask import Mask
@@ -197,6 +197,7 @@ class _Chooser:
     def price(self) -> None:
         """When all codebooks are known: what their codes may take."""
         shapes = [shape for *_, shape in self.books]
+        refuse_unpriced("cluster", ((book.price.entropy, target_bytes) for book, target_bytes, _ in self.books))
         for book, target_bytes, _ in self.books:
             book.price = price_of(book.price.entropy, target_bytes, shapes)
 

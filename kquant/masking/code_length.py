@@ -17,6 +17,7 @@ within a bit of it.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +72,25 @@ def price_of(entropy: float, target_bytes: int | None, shapes: Any) -> Price:
     """
     total = sum(math.prod(shape) for shape in shapes)
     return Price(entropy, 0.0 if target_bytes is None else 8.0 * target_bytes / max(total, 1))
+
+
+def refuse_unpriced(verb: str, asked: Iterable[tuple[float, int | None]]) -> None:
+    """Bytes to stop at where no kernel has a price would be a wish without a word.
+
+    Args:
+        verb: who takes them, for the message.
+        asked: `entropy` and `target_bytes` of each kernel.
+
+    Raises:
+        ValueError: some have `target_bytes`, and none has `entropy`.
+    """
+    prices, bytes_ = zip(*asked, strict=True) if (asked := list(asked)) else ((), ())
+    wanted = next((each for each in bytes_ if each is not None), None)
+    if wanted is not None and not any(prices):
+        raise ValueError(
+            f"{verb}: target_bytes={wanted} is where the price of codes ends, and they have none. Give entropy=0.5 "
+            "with it, the loss for a KiB, or leave it out."
+        )
 
 
 def grid_bits(weights: tf.Tensor, axis: int) -> tf.Tensor:

@@ -22,7 +22,7 @@ from kquant.core.messages import warn
 from kquant.core.origin import patterns_of
 from kquant.core.renamed import renamed
 from kquant.graph.keras_private import every_layer
-from kquant.masking.code_length import price_of
+from kquant.masking.code_length import price_of, refuse_unpriced
 from kquant.masking.codebook import Codebook
 from kquant.masking.kernel_sites import Site, check_patterns, check_rules, note_of, note_of_unknown, sites
 from kquant.masking.mask import Criterion, Gradient, Mask
@@ -228,6 +228,7 @@ def put_masks(model: keras.Model, settings: Settings) -> None:
     targets = targets_of(model, settings)
     finals = _global(targets) if settings.section.scope == "global" else [t.schedule.final for t in targets]
     shapes = [target.site.shape for target in targets]
+    refuse_unpriced("prune", ((target.section.entropy, target.section.target_bytes) for target in targets))
     for target, final in zip(targets, finals, strict=True):
         section = target.section
         schedule = target.schedule if final == target.schedule.final else target.schedule.to(final)

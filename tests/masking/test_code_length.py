@@ -164,3 +164,11 @@ def test_refusals() -> None:
         kquant.prune(network(), 0.5, entropy=-1.0)
     with pytest.raises(ValueError, match="clustering.target_bytes: .*greater than or equal to 1"):
         kquant.cluster(network(), 8, entropy=1.0, target_bytes=0)
+    # bytes to stop at without a price did nothing, without a word
+    said = "target_bytes=300 is where the price of codes ends, .* Give entropy=0.5 with it"
+    with pytest.raises(ValueError, match=f"prune: {said}"):
+        kquant.prune(network(), 0.5, target_bytes=300)
+    with pytest.raises(ValueError, match=f"cluster: {said}"):
+        kquant.cluster(network(), 8, target_bytes=300)
+    kquant.prune(network(), 0.5, target_bytes=300, entropy=0.5)
+    kquant.cluster(network(), 8, target_bytes=300, entropy=0.5)
