@@ -16,10 +16,11 @@ from kquant.core.checks import check_score, whole_budget
 from kquant.core.messages import first_of, warn
 from kquant.core.renamed import new_words, renamed
 from kquant.core.result import Result
+from kquant.correct.byte_search import coded_form
 from kquant.correct.steps import STEPS, apply_steps, check_steps, function_of, parse_steps
 from kquant.detecting.in_file import why_of
 from kquant.detecting.spec import Detection
-from kquant.exporting.asked_storing import AUTO
+from kquant.exporting.asked_storing import AUTO, storing_of
 from kquant.exporting.export_file import ExportReport, export
 from kquant.exporting.file_options import FileOptions, check_file_options
 from kquant.exporting.model_card import ModelCard
@@ -36,6 +37,7 @@ from kquant.search.byte_ladder import ByteLadder, Changes, Wanted, climb
 from kquant.search.ladder import score_of
 from kquant.search.random_streams import own_streams
 from kquant.search.search_state import rounded, search_state
+from kquant.tflite.edges import check_io
 from kquant.views.quantized_model import is_quantized
 
 Stage = str  # "prune", "cluster", ...: a method that the recipe has a section for; and "quantize"
@@ -129,6 +131,7 @@ def compress(
     check_keras(model, "compress")
     check_file_options("compress", form)
     destination(path, "compress", "model.tflite")  # before hours of work
+    _check_stored(flash_bytes, form)
     making = _Making(target, limit, input_shape)
     if detection is not None:
         _check_boxes(model, detection, making, flash_bytes)
@@ -187,6 +190,15 @@ def _refuse_alone(**given: Any) -> None:
         said = f"{names[0]} is" if len(names) == 1 else f"{' and '.join(names)} are"
         left = "leave it out" if len(names) == 1 else "leave them out"
         raise ValueError(f"compress: {said} for a byte budget; give flash_bytes=, or {left}.")
+
+
+def _check_stored(flash_bytes: int | None, form: FileOptions) -> None:
+    """Refuse what `export` would, hours later."""
+    if flash_bytes is None:
+        storing_of(form.get("compression"), form.get("decode_budget"))
+        check_io("compress", form.get("io", "model"))
+    else:
+        coded_form("compress", form.get("io", "model"), form.get("decode_budget"))
 
 
 def _check_free(form: FileOptions) -> None:

@@ -206,8 +206,11 @@ class LookUpTables(Storage):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.max_bits <= MAX_BITS:
-            raise ValueError(f"LookUpTables: max_bits must be 1 to {MAX_BITS}. Received: {self.max_bits!r}.")
+        whole = isinstance(self.max_bits, int | np.integer) and not isinstance(self.max_bits, bool)
+        if not whole or not 1 <= self.max_bits <= MAX_BITS:
+            raise ValueError(
+                f"LookUpTables: max_bits must be a whole number, 1 to {MAX_BITS}. Received: {self.max_bits!r}."
+            )
 
     def store(self, codes: np.ndarray, axis: int | None, zero_points: np.ndarray) -> Stored | None:
         """See `smallest`; scales along an axis allow tables along it."""

@@ -78,8 +78,15 @@ class Storage(ABC):
     names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.names, str):
-            raise ValueError(f"{type(self).__name__}: names is a tuple of names. Received: {self.names!r}.")
+        if self.names is None:
+            return
+        several = isinstance(self.names, list | tuple) and self.names
+        if not several or not all(isinstance(name, str) and name for name in self.names):
+            raise ValueError(
+                f"{type(self).__name__}: names is a tuple of names of layers or tensors, like ('head',); None is all "
+                f"that get smaller. Received: {self.names!r}."
+            )
+        object.__setattr__(self, "names", tuple(self.names))  # of a list
 
     @abstractmethod
     def store(self, codes: np.ndarray, axis: int | None, zero_points: np.ndarray) -> Stored | None:

@@ -371,7 +371,7 @@ def test_what_cannot_be_is_refused_with_the_way_out(qmodel, tmp_path, monkeypatc
     refused("'depthwise/kernel' gets no smaller", kquant.LookUpTables(("depthwise",)))
     refused("quantize with target='tflm'", "lut", clustered("litert"))
     refused("no weights get smaller", kquant.LookUpTables(max_bits=1))
-    with pytest.raises(ValueError, match="max_bits must be 1 to 7"):
+    with pytest.raises(ValueError, match="max_bits must be a whole number, 1 to 7"):
         kquant.LookUpTables(max_bits=8)
     monkeypatch.setattr("kquant.exporting.stored_check.available", lambda: ["litert"])
     with pytest.raises(ValueError, match=r"pip install 'kquant\[micro\]'"):

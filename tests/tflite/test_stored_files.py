@@ -159,11 +159,31 @@ def test_a_budget_keeps_the_arena():
 def test_arguments_that_do_not_go_together():
     with pytest.raises(ValueError, match="decode_budget is for weights that are decoded; give compression='auto'"):
         storing_of(None, 64)
-    for wrong in (-1, True):
-        with pytest.raises(ValueError, match="decode_budget must be 0 bytes or more"):
+    for wrong in (-1, True, "4KB", float("nan"), 1.5):
+        with pytest.raises(ValueError, match="decode_budget must be a whole number of bytes of arena, 0 or more"):
             storing_of("auto", wrong)
-    with pytest.raises(ValueError, match="compression must be None, 'auto', 'lut'"):
-        storing_of(("auto", "lut"))
+    assert storing_of("auto", 4e3).budget_bytes == 4000
+    for other in (("auto", "lut"), 3, True, kquant.Huffman, [kquant.Huffman], [], (), {"lut": 1}, [["lut"]]):
+        with pytest.raises(ValueError, match="compression must be None, 'auto', 'lut'"):
+            storing_of(other)
+    for names in (3, (), [], "", (3,), ("",)):
+        with pytest.raises(ValueError, match="Huffman: names is a tuple of names of layers or tensors"):
+            kquant.Huffman(names=names)
+    assert kquant.Huffman(names=["head"]).names == ("head",)
+    for bits in ("4", 0, 8, None, True, 2.5):
+        with pytest.raises(ValueError, match="max_bits must be a whole number, 1 to 7"):
+            kquant.LookUpTables(max_bits=bits)
+
+
+@pytest.mark.parametrize("flash_bytes", [None, 20_000])
+def test_compress_refuses_a_form_before_any_work(flash_bytes, tmp_path, monkeypatch):
+    monkeypatch.setattr("kquant.app.pipeline.prepare", lambda *_, **__: pytest.fail("it has begun"))
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    forms = [{"decode_budget": "4KB", "compression": "auto"}, {"io": "float"}, {"compression": 3}]
+    for form in forms:
+        said = f"{next(iter(form))}.*Received: |leave compression=3 out"
+        with pytest.raises(ValueError, match=said):
+            kquant.compress(model, np.ones((8, 4)), path=tmp_path / "m", target="tflm", flash_bytes=flash_bytes, **form)
 
 
 def test_without_the_runtime_a_coded_file_is_not_written(monkeypatch):
