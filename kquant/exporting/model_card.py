@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from kquant.core.result import Result
+from kquant.runtime.running import ARENA, available
 
 SURE = 1.96  # standard errors on both sides of a share hold it in 95 of 100 draws of the samples
 
@@ -23,6 +24,17 @@ def margin(value: float, samples: int) -> float:
         0.081
     """
     return SURE * math.sqrt(value * (1.0 - value) / max(1, samples))
+
+
+def arena_in_words(measured: int | None) -> str:
+    """Bytes of the arena, or what it takes to measure them.
+
+    Args:
+        measured: the smallest on this host; None: TFLM does not run the file, or is not there.
+    """
+    if measured is not None:
+        return f"{measured:,} bytes (TFLM on this host)"
+    return "not measured" if ARENA in available() else "not measured: pip install 'kquant[micro]' (Linux only)"
 
 
 @dataclass(frozen=True, repr=False)
@@ -42,10 +54,10 @@ class ModelCard(Result):
         look: what tells where accuracy was lost, as it is typed.
 
     Example:
-        >>> print(ModelCard(96, 48, 1200, None, 0.9, 0.875, 0.875, 40, "tflm"))
+        >>> print(ModelCard(96, 48, 1200, 2000, 0.9, 0.875, 0.875, 40, "tflm"))
         accuracy  float 90.0 %, simulated 87.5 %, file 87.5 % (tflm, 40 samples)
         size      1,200 bytes, weights 48
-        arena     not measured
+        arena     2,000 bytes (TFLM on this host)
         MACs      96
     """
 
@@ -102,8 +114,7 @@ class ModelCard(Result):
     def __str__(self) -> str:
         lines = [f"accuracy  {self.said}"] if self.said else []
         lines.append(f"size      {self.flash_bytes:,} bytes, weights {self.weight_bytes:,}")
-        arena = "not measured" if self.arena_bytes is None else f"{self.arena_bytes:,} bytes (TFLM on this host)"
-        lines.append(f"arena     {arena}")
+        lines.append(f"arena     {arena_in_words(self.arena_bytes)}")
         lines.append(f"MACs      {self.macs:,}")
         return "\n".join(lines)
 

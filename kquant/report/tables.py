@@ -9,6 +9,7 @@ from kquant.core.messages import first_of
 from kquant.exact.narrow import totals
 from kquant.exporting.chosen_boxes import Choosing
 from kquant.exporting.export_file import ExportReport, Port
+from kquant.exporting.model_card import arena_in_words
 from kquant.exporting.streams import StreamReport
 from kquant.exporting.verification import VerifyReport, share_asked
 from kquant.layers.provenance import ALL
@@ -34,7 +35,6 @@ UNREAD = ("streaming", SHRUNK, CHOOSES)  # of a file's metadata: what others tel
 
 @page.register
 def _export(report: ExportReport) -> Page:
-    arena = "not measured" if report.arena_bytes is None else f"{report.arena_bytes:,} bytes (TFLM on this host)"
     # what went wrong on each runtime first, then what is worth knowing
     lost = [report.card.loss] if report.card.loss else []
     findings = [*lost, *(line for v in report.verification for line in _verify_findings(v))]
@@ -55,7 +55,7 @@ def _export(report: ExportReport) -> Page:
         findings=tuple(findings),
         facts=(
             f"file {report.file_bytes:,} bytes, of it weights {report.weight_bytes:,} bytes",
-            f"arena {arena}",
+            f"arena {arena_in_words(report.arena_bytes)}",
             *([f"accuracy {report.card.said}"] if report.card.said else []),
             f"{report.macs:,} multiply-accumulates for one sample",
             *_first_roundings(report.verification),

@@ -10,6 +10,7 @@ import pytest
 
 import kquant
 from kquant import report
+from kquant.exporting.model_card import ModelCard
 
 RNG = np.random.default_rng(0)
 X = np.float32(RNG.normal(size=(96, 6)))
@@ -72,6 +73,16 @@ def test_what_cannot_be_judged_is_refused_before_anything_is_written(
     with pytest.raises(ValueError, match=r"^export: a stream has no accuracy of clips"):
         kquant.export(q, tmp_path / "net.tflite", data=X, test=(X, Y), streaming=True)
     assert not (tmp_path / "net.tflite").exists()
+
+
+@pytest.mark.parametrize("runtimes", [["litert"], ["litert", "tflm"]])
+def test_what_measures_the_arena_is_named_where_it_is_missing(
+    runtimes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kquant.exporting.model_card.available", lambda: runtimes)
+    [line] = [each for each in str(ModelCard(1, 2, 3, None)).splitlines() if each.startswith("arena")]
+    assert ("pip install 'kquant[micro]'" in line) is ("tflm" not in runtimes) and "not measured" in line
+    assert "2,000 bytes" in str(ModelCard(1, 2, 3, 2000))
 
 
 def test_an_export_prints_its_card(tmp_path: Path) -> None:
