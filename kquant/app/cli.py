@@ -39,6 +39,7 @@ from kquant.app.options import (
     Target,
     refusing,
     say,
+    told,
 )
 from kquant.core.renamed import new_options
 from kquant.files.destination import check_folder
@@ -107,9 +108,6 @@ def analyze(
     from kquant.analysis.metrics import top1
     from kquant.analysis.remedies import with_remedy
     from kquant.app import command_files
-    from kquant.app.pipeline import prepare
-    from kquant.graph.keras_private import every_layer
-    from kquant.views.quantized_model import is_quantized
 
     if path is not None:
         report.check_html(path)
@@ -117,18 +115,47 @@ def analyze(
     arrays = command_files.load_data(data, command_files.inputs_of(keras_model), scale=scale, limit=limit)
     # spread over the file as the samples are, so that each keeps its label
     metric = None if labels is None else top1(command_files.load_labels(labels, limit=limit))
-    if not is_quantized(every_layer(keras_model)):
-        keras_model = prepare(keras_model, arrays, recipe or "int8", target=target, verbose=_bars(as_json))
-    elif recipe is not None:
-        raise ValueError(f"{model}: is quantized already; leave --recipe out.")
+    own = {"recipe": recipe, "target": target}
+    keras_model, own = _quantized(keras_model, model, arrays, own, _bars(as_json))
     analysis = run_analyze(keras_model, arrays, metric, limit=limit, folder=folder, verbose=_bars(as_json))
     if path is not None:
         report.html(analysis, path)
     say(analysis, as_json)
     if path is not None and not as_json:
         typer.echo(f"\n{path}: the report with plots")
+    if not as_json:
+        given = {"data": data, "labels": labels, "scale": None if scale == 1.0 else scale}
+        _say_remedy(analysis, model, {**given, **own}, apply)
     if apply is not None:  # last: where no remedy gained anything, the report says so
         _write_recipe(apply, with_remedy(keras_model, analysis, metric is None), as_json)
+
+
+def _quantized(given: Any, path: Path, data: Any, own: dict[str, Any], verbose: bool) -> tuple[Any, dict[str, Any]]:
+    """A quantized model as it is, and a float one quantized by these options; and those that were needed."""
+    from kquant.app.pipeline import prepare
+    from kquant.graph.keras_private import every_layer
+    from kquant.views.quantized_model import is_quantized
+
+    if not is_quantized(every_layer(given)):
+        return prepare(given, data, own["recipe"] or "int8", target=own["target"], verbose=verbose), own
+    if own["recipe"] is not None:
+        raise ValueError(f"{path}: is quantized already; leave --recipe out.")
+    return given, {}
+
+
+def _say_remedy(analysis: Any, model: Path, options: dict[str, Any], apply: Path | None) -> None:
+    """Commands that bring the remedy which gains most, as they are typed."""
+    from kquant.analysis.results import SPLIT
+
+    if not any(f.gain is not None and f.remedy and f.remedy != SPLIT for f in analysis.findings):
+        return
+    written = apply or Path("better.toml")
+    lines = [told("analyze", model, {**options, "apply": written})] if apply is None else []
+    # the float model that a quantized one came from is known to its owner alone
+    source = model if "target" in options else Path("FLOAT.keras")
+    how = {"data": options["data"], "recipe": written, "target": analysis.target, "folder": "better/"}
+    lines.append(told("compress", source, how))
+    typer.echo("\nWith what gains most:\n" + "\n".join(lines))
 
 
 def _write_recipe(path: Path, recipe: Any, as_json: bool) -> None:

@@ -291,7 +291,7 @@ def names() -> list[str]:
 
 
 def load(recipe: str | Path | dict[str, Any] | Recipe) -> Recipe:
-    """A recipe by name, file, plain data, or as it is.
+    """A recipe by name, file, plain data, or as it is; one of a file has the file's name where it says no other.
 
     Raises:
         ValueError: unknown name or key, or a wrong value; names the nearest one that exists.
@@ -314,7 +314,9 @@ def load(recipe: str | Path | dict[str, Any] | Recipe) -> Recipe:
     if path.suffix == ".toml":
         if not path.is_file():
             raise ValueError(f"recipe: no file {path}.")
-        return _read(read_text(path, str(path), MOST_SETTINGS_BYTES), str(path))
+        # lines that a report shows make a file of their own, whose name is the recipe's
+        given = {"name": path.stem, **parse_toml(read_text(path, str(path), MOST_SETTINGS_BYTES), str(path))}
+        return _parse(given, str(path))
     if str(recipe) not in names():
         hint = did_you_mean(recipe, names())
         raise ValueError(

@@ -9,7 +9,7 @@ from kquant.analysis.results import SPLIT, Analysis, Finding, LayerReport, Tenso
 from kquant.core.messages import first_of
 from kquant.report.cards import share_of
 from kquant.report.drawing import Scale, box, dots, gridlines, line, stairs, upright
-from kquant.report.pages import decibels, figure, gained, is_share, is_sqnr, share
+from kquant.report.pages import decibels, figure, gained, how, is_share, is_sqnr, share
 from kquant.report.sheet import Cell, Grid, Label, Note, Plot, Section, Shape, card, grid_of, sections, with_bars
 from kquant.report.tables import page
 
@@ -108,8 +108,8 @@ def _notes(findings: Sequence[Finding], in_db: bool) -> Iterator[Note]:
 def _note(same: Sequence[Finding], in_db: bool) -> Note:
     f, gain = same[0], ""
     if f.remedy:
-        how = "with the model split" if f.remedy == SPLIT else "with these lines in the recipe"
-        gain = "To try:" if f.gain is None else f"{gained(f.gain, in_db)}, {how}:"
+        done = "with the model split" if f.remedy == SPLIT else how(f.remedy)
+        gain = "To try:" if f.gain is None else f"{gained(f.gain, in_db)}, {done}:"
     said = ". ".join(one.evidence for one in same[:EVIDENCE])
     more = f". And {len(same) - EVIDENCE} more" if len(same) > EVIDENCE else ""
     more += ". Nothing that was tried gains on these samples" if f.tried and not f.remedy else ""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from kquant.analysis.findings import LOSS, LOSS_DB
 from kquant.report.page import Page, Table, page
-from kquant.report.pages import decibels, figure, is_share, part_or_figure
+from kquant.report.pages import decibels, figure, how, is_share, part_or_figure
 from kquant.report.search_sections import curve, unbeaten
 from kquant.report.sheet import Note, Section, grid_of, sections
 from kquant.search.answers import Answer, Answers, Trial
@@ -111,5 +111,5 @@ def _note(answer: Answer, trial: Trial, a: Answers) -> Note:
         arena = f"arena {trial.arena_bytes:,} bytes instead of {a.start.arena_bytes:,}; "
     said = f"Tried, without training: {arena}{costs}."
     cost = price(trial, a.start, a.metric)
-    how = "To have it, where that may be lost or training wins it back:" if cost else "To have it:"
-    return Note(_saved(answer.question, trial, a), said, how, trial.lines, is_dear=bool(cost))
+    wanted = "To have it, where that may be lost or training wins it back" if cost else "To have it"
+    return Note(_saved(answer.question, trial, a), said, f"{wanted}, {how(trial.lines)}:", trial.lines, is_dear=bool(cost))

@@ -62,6 +62,21 @@ def _finding(f: Finding, in_db: bool) -> str:
     return f"{said} {'Try' if f.gain is None else gained(f.gain, in_db)}:\n{f.remedy}"
 
 
+def how(lines: str) -> str:
+    """What to do with lines that a page shows, in words for in front of them.
+
+    Args:
+        lines: of a recipe (TOML), or of Python.
+
+    Example:
+        >>> how("kquant.split_preprocessing(model)")
+        'by this call'
+    """
+    if "kquant." in lines:
+        return "by this call"
+    return "with these lines in the recipe (alone in better.toml they are int8 with them: --recipe better.toml)"
+
+
 def gained(gain: Gain, in_db: bool) -> str:
     """What a remedy gained, in dB and in points of the metric."""
     decibel = f"{gain.sqnr_db:+.1f} dB SQNR"

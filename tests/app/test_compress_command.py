@@ -90,6 +90,28 @@ def test_lost_accuracy_is_told_and_may_be_an_error(verb: str, losing: list[str],
     assert CliRunner().invoke(app, [*arguments, "--max-drop", "0.9"]).exit_code == 0
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_what_analyze_shows_works_when_it_is_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    keras.utils.set_random_seed(0)
+    rows = [keras.Input((16,)), keras.layers.Dense(32, name="a"), keras.layers.Dense(8, name="b")]
+    model = keras.Sequential(rows, name="net")
+    kernel, bias = model.layers[0].get_weights()
+    scales = np.exp2(np.linspace(-7, 3, 32)).astype(np.float32)
+    model.layers[0].set_weights([kernel * scales, bias])
+    model.layers[1].set_weights([model.layers[1].get_weights()[0] / scales[:, None], np.zeros(8, np.float32)])
+    model.save("net.keras")
+    np.save("x.npy", np.random.default_rng(0).normal(size=(64, 16)).astype(np.float32))
+    told = CliRunner().invoke(app, ["analyze", "net.keras", "--data", "x.npy", "--target", "tflm"])
+    assert told.exit_code == 0, told.output
+    _, _, commands = told.stdout.partition("With what gains most:\n")
+    assert [line.split()[1] for line in commands.splitlines()] == ["analyze", "compress"]
+    for line in commands.splitlines():
+        done = CliRunner().invoke(app, shlex.split(line)[1:])
+        assert done.exit_code == 0, done.output
+    assert Path("better/net.tflite").is_file()
+
+
 def test_a_page_of_lost_accuracy_is_not_ready() -> None:
     made = ModelCard(96, 48, 1200, None, 0.96, 0.22, 0.22, 500, "tflm", "kquant analyze net.keras")
     assert not page(made).ok

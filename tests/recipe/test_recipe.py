@@ -40,6 +40,14 @@ def compressed(q: keras.Model) -> dict[str, Compressed]:
     return {layer.name: layer for layer in q.layers if isinstance(layer, Compressed)}
 
 
+def test_a_file_names_a_recipe_that_says_no_name(tmp_path: Path) -> None:
+    path = tmp_path / "better.toml"
+    path.write_text('steps = [{ name = "equalize" }, { name = "calibrate" }]\n')
+    assert recipes.load(path).name == "better"
+    path.write_text('name = "mine"\n')
+    assert recipes.load(path).name == "mine"
+
+
 @pytest.mark.parametrize("name", recipes.names())
 def test_shipped_recipes_load_and_export(name: str, tmp_path: Path) -> None:
     recipe = recipes.load(name)
