@@ -129,6 +129,13 @@ def test_a_device_leads_to_its_target() -> None:
     assert len(own) == len(set(own)) and not set(own) & set(targets.names())
 
 
+def test_arrays_in_the_place_of_a_tflite_file_are_no_keras_model(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x=SAMPLES)
+    with pytest.raises(ValueError, match=r"x.npz is not a TFLite file") as error:
+        kquant.inspect(tmp_path / "x.npz")
+    assert "Keras" not in str(error.value)
+
+
 def test_a_keras_file_in_the_place_of_a_tflite_file(qmodel: keras.Model, tmp_path: Path) -> None:
     qmodel.save(tmp_path / "q.keras")
     with pytest.raises(ValueError, match=r"q.keras is not a TFLite file.*a Keras model; kquant.export"):

@@ -41,6 +41,7 @@ from kquant.app.options import (
     say,
     told,
 )
+from kquant.app.remedies_typed import typed
 from kquant.core.renamed import new_options
 from kquant.files.destination import check_folder
 from kquant.files.named_files import check_results
@@ -385,6 +386,17 @@ def _stop(number: int, _frame: Any) -> None:
     raise SystemExit(128 + number)
 
 
+TOLD: set[str] = set()
+
+
+def _once(message: Warning | str, *_args: Any, **_kwargs: Any) -> str:
+    """The line of a warning; none where it was told before, as searches call a verb once for each rung."""
+    line = f"warning: {typed(str(message))}\n"
+    new = line not in TOLD
+    TOLD.add(line)
+    return line if new else ""
+
+
 def main() -> None:
     """Entry point of the command: kquant's own words only.
 
@@ -401,7 +413,7 @@ def main() -> None:
             signal.signal(getattr(signal, name), _stop)
     warnings.filterwarnings("default", "kquant ", DeprecationWarning)  # of `new_options`: who types them should know
     # without file and line of kquant's own code, which are nothing to whoever types commands
-    warnings.formatwarning = lambda message, *_args, **_kwargs: f"warning: {message}\n"
+    warnings.formatwarning = _once
     app()
 
 

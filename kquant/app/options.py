@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from kquant import targets
+from kquant.app.remedies_typed import typed
 from kquant.core.messages import check_known
 from kquant.files.named_files import check_data, check_labels_file, check_lite_file, check_model_file
 
@@ -312,10 +313,23 @@ def refusing(command: Callable[..., None]) -> Callable[..., None]:
                     check(kwargs[name])
             command(*args, **kwargs)
         except (ValueError, OSError, ImportError) as error:
-            typer.echo(f"kquant: {error}", err=True)
+            typer.echo(f"kquant: {typed(str(error), kwargs)}", err=True)
             raise typer.Exit(1) from error
+        except KeyboardInterrupt as stop:
+            typer.echo(f"\nkquant: stopped by Ctrl-C; no file is half written{_goes_on(kwargs)}.", err=True)
+            raise typer.Exit(130) from stop
 
     return run
+
+
+def _goes_on(given: Mapping[str, Any]) -> str:
+    """What a stopped command has kept, for behind a sentence."""
+    if given.get("folder") is None:
+        return ""
+    # a compress without a budget may find rungs of an earlier one in its folder, and does not go on from them
+    place = "rungs/rungs.json" if given.get("flash_bytes") is not None else "rungs.json"
+    kept = Path(given["folder"]) / place
+    return f", and the same command goes on from {kept}" if kept.is_file() else ""
 
 
 def say(result: Any, as_json: bool, *, details: bool = True) -> None:

@@ -112,4 +112,6 @@ def _note(answer: Answer, trial: Trial, a: Answers) -> Note:
     said = f"Tried, without training: {arena}{costs}."
     cost = price(trial, a.start, a.metric)
     wanted = "To have it, where that may be lost or training wins it back" if cost else "To have it"
-    return Note(_saved(answer.question, trial, a), said, f"{wanted}, {how(trial.lines)}:", trial.lines, is_dear=bool(cost))
+    return Note(
+        _saved(answer.question, trial, a), said, f"{wanted}, {how(trial.lines)}:", trial.lines, is_dear=bool(cost)
+    )

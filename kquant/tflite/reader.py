@@ -131,7 +131,8 @@ class _Parts:
                 f"{where} is not a TFLite file: bytes 4 to 8 must read TFL3. "
                 f"Received: {data[4:8]!r} in {len(data)} bytes."
                 + " That is a Keras model; kquant.export or kquant compress makes a file of it."
-                * is_keras(data[:9])
+                # a ZIP file is one where it has what Keras writes; another may be arrays (.npz)
+                * (is_keras(data[:9]) and (data[:2] != b"PK" or b"config.json" in data))
             )
         # `left` is how much may still be told of; every count below takes its part of it.
         self.where, self.data, self.size, self.left = where, data, len(data), MOST_SHARED * len(data)
