@@ -58,6 +58,13 @@ def test_whatever_is_imported_first(first: str) -> None:
     assert answer(f"import {first}; {COUNT}") == [str(registered())]
 
 
+def test_names_of_layers_and_rules_bring_keras_themselves() -> None:
+    lines = "import sys, kquant; assert 'keras' not in sys.modules; print(kquant.register_rule.__name__)"
+    command = [sys.executable, "-c", f"{lines}; print(kquant.MicroFrontend(name='front').name)"]
+    made = subprocess.run(command, env={**os.environ, "PYTHONPATH": new_process.ROOT}, capture_output=True, text=True)
+    assert made.stdout.split() == ["register_rule", "front"], made.stderr
+
+
 def test_importing_it_loads_no_tensorflow() -> None:
     lines = "import sys, kquant, kquant.app.cli, kquant.recipe.recipe; print('keras' in sys.modules, len(dir(kquant)))"
     command = [sys.executable, "-c", f"{lines}; print('tensorflow' in sys.modules)"]

@@ -7,9 +7,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from kquant import ops as rules
 from kquant.graph.keras_private import made_of
 from kquant.graph.step_mask import StepMask
-from kquant.ops import find
 from kquant.ops.affine import Affine
 from kquant.ops.function import COMPARISONS, Function
 
@@ -25,6 +25,6 @@ def is_condition(x: Any) -> bool:
         return layer.function in COMPARISONS
     if isinstance(layer, Affine) and not (np.all(layer.scale.numpy() == -1.0) and np.all(layer.offset.numpy() == 1.0)):
         return False
-    rule = find(layer) if layer is not None else None
+    rule = rules.find(layer) if layer is not None else None
     kept = isinstance(layer, Affine | layers.Minimum | layers.Maximum | layers.Multiply | layers.Concatenate)
     return (kept or (rule is not None and rule.output == "same")) and all(is_condition(t) for t in inputs)

@@ -16,6 +16,7 @@ from typing import Any
 
 import keras
 
+from kquant import ops as rules
 from kquant.core.messages import warn
 from kquant.core.origin import mark, origins
 from kquant.graph.copies import own
@@ -24,7 +25,6 @@ from kquant.graph.graph import Graph, Node, legal_name, named_apart, rewrite, re
 from kquant.graph.keras_private import layers_inside
 from kquant.graph.step_mask import reads_mask
 from kquant.graph.unfold import lost_draws, substitute
-from kquant.ops import find
 from kquant.ops.passive import is_idle
 from kquant.ops.refused import Problem, describe, remedy
 from kquant.ops.rule import Make
@@ -56,7 +56,7 @@ def expanded(graph: Graph, target: Target) -> Graph:
         ValueError: naming every layer without a rule, and every one that its rule refuses, with the remedy.
     """
     unknown = unknown_layers(graph)
-    known = [node for node in graph.nodes if find(node.op) is not None]
+    known = [node for node in graph.nodes if rules.find(node.op) is not None]
     refusal = None
     if not unknown:
         try:
@@ -71,7 +71,7 @@ def expanded(graph: Graph, target: Target) -> Graph:
 
 def is_known(op: Any) -> bool:
     """Layers and operations that stay whole when a float model is read."""
-    return find(op) is not None
+    return rules.find(op) is not None
 
 
 def expand_graph(graph: Graph, target: Target | None = None) -> Graph:
@@ -108,7 +108,7 @@ def widened(graph: Graph, names: frozenset[str], target: Target) -> Graph:
     make_for = _making({t.name for t in graph.input_tensors} | {n.name for n in graph.nodes if n.name not in names}, {})
 
     def replace(node: Node, args: tuple, kwargs: dict) -> Any:
-        rule = find(node.op, target)
+        rule = rules.find(node.op, target)
         if node.name not in names or rule is None or rule.widen is None:
             return node.op(*args, **kwargs)
         wide = rule.widen(node.op, _expanding(node.op, make_for, target), *args)
@@ -170,7 +170,7 @@ def unknown_layers(graph: Graph) -> list[Problem]:
     unknown: dict[int, tuple[Any, set[str]]] = {}
     remedies: dict[str, str] = {}
     for node in graph.nodes:
-        if find(node.op) is None:
+        if rules.find(node.op) is None:
             owner = None if isinstance(node.op, keras.layers.Layer) else node.owner
             kind = type(node.op).__name__
             unknown.setdefault(id(owner or node.op), (owner, set()))[1].add(kind)
@@ -219,7 +219,7 @@ def expand_call(
     ours: bool = False,
 ) -> Any:
     """One call, expanded until no rule has anything to expand; what is `ours` need not be copied."""
-    rule = find(op, target)
+    rule = rules.find(op, target)
     if rule is None:
         said = remedy(op) or (
             "kquant has no rule for it. Replace it by layers that have one (`kquant.check(model)` lists what each "
@@ -257,7 +257,7 @@ def _expanding(op: Any, make_for: Callable[[Any], Make], target: Target | None) 
 
 def _again(layer: Any, make_for: Callable[[Any], Any], args: tuple, kwargs: dict, target: Target | None) -> Any:
     """What an expansion made may have to be expanded too (Dense -> Dense, Activation -> ReLU)."""
-    rule = find(layer, target)
+    rule = rules.find(layer, target)
     if remedy(layer) is not None:
         raise ValueError(f"{layer.name} ({type(layer).__name__}): {remedy(layer)}.")
     if rule is None and isinstance(layer, keras.layers.Layer):

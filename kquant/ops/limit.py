@@ -8,10 +8,10 @@ from typing import Any
 import keras
 import numpy as np
 
+from kquant import ops as rules
 from kquant.core.program import Program
 from kquant.graph.keras_private import maker
 from kquant.graph.stored import refuse_infinite
-from kquant.ops import find_weighted
 from kquant.ops.affine import affine
 from kquant.ops.constant import as_array, stored
 from kquant.ops.merge import same_rank
@@ -68,7 +68,7 @@ def _is_weighted(x: Any) -> bool:
     # At inference those are not there.
     while isinstance(op, TRAINING_ONLY) and isinstance(x := op.input, keras.KerasTensor):
         op = maker(x)
-    rule = find_weighted(op)
+    rule = rules.find_weighted(op)
     return rule is not None and rule.fuses and rule.weights is not None and rule.weights.sums
 
 

@@ -16,12 +16,12 @@ from typing import Any
 import keras
 import numpy as np
 
+from kquant import ops as rules
 from kquant.core.program import Program, Ref
 from kquant.core.spec import FLOAT
 from kquant.graph.graph import Graph, Node
 from kquant.graph.keras_private import made_of
 from kquant.layers.nodes import FakeQuant
-from kquant.ops import find
 from kquant.ops.reduce import Mean, reduced_axes
 from kquant.ops.rule import Call, Make, Rule, computed, example
 
@@ -62,7 +62,7 @@ def _expand(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
 
 def _gives_positions(op: Any, inputs: Sequence[Any], holds: Callable[[Any], bool]) -> bool:
     """Whether a call makes positions, or moves or picks those that all of its inputs hold."""
-    rule = None if op is None else find(op)
+    rule = None if op is None else rules.find(op)
     moves = isinstance(op, FakeQuant) or (rule is not None and rule.output == "same")
     return isinstance(op, Position) or (moves and bool(inputs) and all(map(holds, inputs)))
 
