@@ -58,6 +58,12 @@ def test_whatever_is_imported_first(first: str) -> None:
     assert answer(f"import {first}; {COUNT}") == [str(registered())]
 
 
+def test_a_misspelt_name_is_told_the_right_one() -> None:
+    with pytest.raises(AttributeError, match="kquant has no 'quantise'. Did you mean 'quantize'"):
+        getattr(kquant, "quantise")  # noqa: B009
+    assert not hasattr(kquant, "nothing_of_the_kind")
+
+
 def test_names_of_layers_and_rules_bring_keras_themselves() -> None:
     lines = "import sys, kquant; assert 'keras' not in sys.modules; print(kquant.register_rule.__name__)"
     command = [sys.executable, "-c", f"{lines}; print(kquant.MicroFrontend(name='front').name)"]
