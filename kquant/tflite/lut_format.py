@@ -8,7 +8,7 @@ holds the distinct codes of the whole tensor or of one channel. Byte layout: `de
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -206,8 +206,9 @@ class LookUpTables(Storage):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole = isinstance(self.max_bits, int | np.integer) and not isinstance(self.max_bits, bool)
-        if not whole or not 1 <= self.max_bits <= MAX_BITS:
+        bits: Any = self.max_bits
+        whole = isinstance(bits, int | np.integer) and not isinstance(bits, bool)
+        if not whole or not 1 <= bits <= MAX_BITS:
             raise ValueError(
                 f"LookUpTables: max_bits must be a whole number, 1 to {MAX_BITS}. Received: {self.max_bits!r}."
             )

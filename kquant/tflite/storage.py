@@ -14,7 +14,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -78,15 +78,15 @@ class Storage(ABC):
     names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.names is None:
+        names: Any = self.names
+        if names is None:
             return
-        several = isinstance(self.names, list | tuple) and self.names
-        if not several or not all(isinstance(name, str) and name for name in self.names):
+        if type(names) not in (list, tuple) or not names or not all(isinstance(n, str) and n for n in names):
             raise ValueError(
                 f"{type(self).__name__}: names is a tuple of names of layers or tensors, like ('head',); None is all "
-                f"that get smaller. Received: {self.names!r}."
+                f"that get smaller. Received: {names!r}."
             )
-        object.__setattr__(self, "names", tuple(self.names))  # of a list
+        object.__setattr__(self, "names", tuple(names))  # of a list
 
     @abstractmethod
     def store(self, codes: np.ndarray, axis: int | None, zero_points: np.ndarray) -> Stored | None:
