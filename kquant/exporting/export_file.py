@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from kquant.calibration.encodings_version import Version
-from kquant.core.messages import first_of
+from kquant.core.messages import first_of, warn
 from kquant.core.renamed import renamed
 from kquant.core.result import Result
 from kquant.detecting.spec import Detection
@@ -214,6 +214,8 @@ def export(
         choice = None if detection is None else _choice(detection, lowered)
         files = to_files(lowered, Form(io, int(streaming), states, storing, about, strip_names, choice))
         file = _named(files, strip_names)
+        if storing.free:
+            _warn_barred(lowered)
     checked = _checked(qmodel, lowered, files, file, data, detection) if check_runtimes else _Checked()
     card = ModelCard(macs_of_model(lowered.graph), file.weight_bytes, len(files.content), checked.arena)
     if test is not None:
@@ -260,6 +262,15 @@ def _report(
         macs=card.macs,
         choosing=_choosing(file, checked) if files.chooses else None,
     )
+
+
+def _warn_barred(lowered: Lowered) -> None:
+    """Of weights that nothing decodes, where "auto" leaves them without a word."""
+    from kquant.tflite.stored_weights import barred  # few files are in codes, and all would wait
+
+    kept = barred(lowered.program)
+    if kept:
+        warn(f"export: {kept}")
 
 
 def _named(files: Files, strip_names: bool) -> FileModel:

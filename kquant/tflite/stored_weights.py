@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from kquant.core.messages import did_you_mean
+from kquant.core.messages import did_you_mean, first_of
 from kquant.core.operators import OPERATORS, facts
 from kquant.core.packed import PACKED, numpy_type, size_bytes, types_of
 from kquant.core.program import Operator, Program, Ref
@@ -28,6 +28,7 @@ DECODE_BYTES = 128
 # while it plans memory, before any tensor lies there. Measured; see tests/tflite/test_stored_arena.py.
 DECODE_ARENA, TENSOR_ARENA = 160, 24
 DECODE_PLANNED, TENSOR_PLANNED = 40, 32
+WORTH = 1024  # bytes of weights that are worth a word
 
 
 def store_weights(program: Program, wanted: Sequence[Storage]) -> list[str]:
@@ -228,6 +229,22 @@ def _readable(program: Program) -> list[Ref]:
     return [ref for group in _groups(list(refs.values())) if not barred & set(map(id, group)) for ref in group]
 
 
+def barred(program: Program) -> str:
+    """Weights of some size that lie in the file as they are whatever is asked for, as a sentence; "" for none."""
+    readable = set(map(id, _readable(program)))
+    readers: dict[str, set[str]] = {}
+    for op in _operators(program):
+        for ref in op.inputs:
+            if ref is None or ref.data is None or ref.dtype not in ("int8", *PACKED) or id(ref) in readable:
+                continue
+            if size_bytes(ref.size, ref.dtype) >= WORTH:
+                readers.setdefault(ref.name, set()).add(op.code)
+    if not readers:
+        return ""
+    codes = ", ".join(sorted(set().union(*readers.values())))
+    return f"{first_of([repr(name) for name in readers])} stay as they are: {codes} reads them, and not decoded."
+
+
 def _codes(ref: Ref) -> np.ndarray:
     return np.asarray(ref.data).astype(np.int16 if ref.dtype == "int16" else np.int8)
 
@@ -350,14 +367,17 @@ def _why(program: Program, storing: Storing, last: str) -> str:
     if last:
         return f"within decode_budget={storing.budget_bytes:,} bytes of arena: {last}. Give more"
     said = "; ".join(f"in {storage.title}: {storage.remedy}" for storage in storing.storages)
+    kept = barred(program)
+    if kept:
+        said = f"{said}. {kept}" if _readable(program) else f"in any form: {kept}"
     forms = ((ref, _form(ref, storage)) for ref in _readable(program) for storage in storing.storages)
     candidates = [(size_bytes(ref.size, ref.dtype), form, ref) for ref, form in forms if form is not None]
     if not candidates:
-        return said
+        return said.removesuffix(".")
     raw, form, ref = min(candidates, key=lambda one: one[1].size_bytes / one[0])
     return (
-        f"{said}. Nearest is '{ref.name}': {raw:,} bytes as it is, {form.size_bytes:,} as {form.what}, and about "
-        f"{DECODE_BYTES} for what decodes them"
+        f"{said.removesuffix('.')}. Nearest is '{ref.name}': {raw:,} bytes as it is, {form.size_bytes:,} as {form.what}, "
+        f"and about {DECODE_BYTES} for what decodes them"
     )
 
 

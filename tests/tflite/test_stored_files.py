@@ -318,3 +318,25 @@ def test_the_report_tells_the_one_form_of_a_shared_tensor(called_twice, tmp_path
     (told,) = made.decoding.tensors
     assert {table.storage for table in read_model((tmp_path / "m.tflite").read_bytes()).tables} == {told}
     assert made.decoding.tensors[told] == ("shared/kernel", "shared/kernel_1")
+
+
+@pytest.fixture(scope="module")
+def recurrent():
+    """An LSTM of many zeros, and a small head."""
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    model = keras.Sequential([keras.Input((10, 16)), layers.LSTM(48, name="lstm"), layers.Dense(4, name="head")])
+    for weights in model.get_layer("lstm").trainable_weights[:2]:
+        weights.assign(weights.numpy() * (rng.random(weights.shape) > 0.85))
+    data = rng.normal(size=(64, 10, 16)).astype("float32")
+    return kquant.calibrate(kquant.quantize(model, target="tflm"), data, verbose=False)
+
+
+def test_weights_that_nothing_decodes_are_told(recurrent, tmp_path):
+    """It said that all codes occur about as often, or nothing at all."""
+    options = {"check_runtimes": False, "path": tmp_path / "m.tflite"}
+    said = "'lstm/.* stay as they are: UNIDIRECTIONAL_SEQUENCE_LSTM reads them, and not decoded"
+    with pytest.raises(ValueError, match=f"export: no weights get smaller.*{said}"):
+        kquant.export(recurrent, compression="huffman", **options)
+    with pytest.warns(UserWarning, match=f"export: {said}"):
+        assert kquant.export(recurrent, compression="auto", **options).decoding is None
