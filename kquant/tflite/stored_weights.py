@@ -241,7 +241,7 @@ def barred(program: Program) -> str:
                 readers.setdefault(ref.name, set()).add(op.code)
     if not readers:
         return ""
-    codes = ", ".join(sorted(set().union(*readers.values())))
+    codes = ", ".join(sorted({code for several in readers.values() for code in several}))
     return f"{first_of([repr(name) for name in readers])} stay as they are: {codes} reads them, and not decoded."
 
 
@@ -376,8 +376,8 @@ def _why(program: Program, storing: Storing, last: str) -> str:
         return said.removesuffix(".")
     raw, form, ref = min(candidates, key=lambda one: one[1].size_bytes / one[0])
     return (
-        f"{said.removesuffix('.')}. Nearest is '{ref.name}': {raw:,} bytes as it is, {form.size_bytes:,} as {form.what}, "
-        f"and about {DECODE_BYTES} for what decodes them"
+        f"{said.removesuffix('.')}. Nearest is '{ref.name}': {raw:,} bytes as it is, {form.size_bytes:,} as "
+        f"{form.what}, and about {DECODE_BYTES} for what decodes them"
     )
 
 
