@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from benchmarks.zoo import ZOO, table
 
-WAYS = (("int8", "litert"), ("int8", "tflm"), ("int16x8", "litert"))
 PEER = "converter"
 
 
@@ -67,7 +66,7 @@ def main() -> None:
     if arguments.child:
         child(arguments.names[0], arguments.child)
         return
-    ways = [f"{recipe}/{target}" for recipe, target in (*WAYS, ("int8", PEER), ("int16x8", PEER))]
+    ways = [f"{recipe}/{target}" for recipe, target in (*table.WAYS, ("int8", PEER), ("int16x8", PEER))]
     rows = table.load()
     for name in tqdm(arguments.names, desc="zoo", unit="model"):
         missing = [way for way in ways if arguments.again or f"{name}/{way}" not in rows]

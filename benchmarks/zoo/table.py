@@ -12,6 +12,7 @@ from kquant.files.atomic import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "zoo.json", ROOT / "docs" / "zoo.md"
+WAYS = (("int8", "litert"), ("int8", "tflm"), ("int16x8", "litert"), ("int16x8", "tflm"))
 START, END = "<!-- written by python -m benchmarks.zoo -->", "<!-- end -->"
 HEAD = ("", "operators", "bytes", "codes equal", "judged", "dB", "converter, dB", "reloads", "trains", "s", "MB")
 
@@ -28,10 +29,7 @@ def store(rows: dict[str, Any], path: Path = RESULTS) -> None:
 
 def tables(rows: dict[str, Any]) -> str:
     """A Markdown table for each recipe and target."""
-    return "\n\n".join(
-        f"### {recipe}, target {target}\n\n{_table(rows, recipe, target)}"
-        for recipe, target in (("int8", "litert"), ("int8", "tflm"), ("int16x8", "litert"))
-    )
+    return "\n\n".join(f"### {recipe}, target {target}\n\n{_table(rows, recipe, target)}" for recipe, target in WAYS)
 
 
 def _table(rows: dict[str, Any], recipe: str, target: str) -> str:
