@@ -1,6 +1,6 @@
 """ResNet8 trained to files of 0.35 and 0.25 of its int8 file, on 20,000 training images: bytes and accuracy.
 
-    one scale for each kernel -> short codes for the budget (400 images, no labels) -> training with a price for bytes
+    one scale for each kernel -> short codes for the budget (`--images`, no labels) -> training with a price for bytes
 
 With `--channels 0.65` channels leave first (`kquant.prune_channels`, importance "taylor"), until so much of the bytes
 of weights is left, and what is left is trained in float for `--before` epochs. `--epochs 0` stops at the short codes.
@@ -35,7 +35,7 @@ from kquant.runtime.running import probe
 
 RESULTS = Path(__file__).parent / "results" / "coded_training.json"
 INT8_BYTES = 87_616  # of the plain int8 file, as the budgets were set for
-TEMPERATURE, ROUNDED_ON, RANKED_ON = 4.0, 400, 1000
+TEMPERATURE, RANKED_ON = 4.0, 1000
 PRICE = "damped"  # how `FlashBudget` moves it; rows of before, where it only summed up what was over, say "summed"
 ENTROPY = 0.05  # of the first step; `FlashBudget` moves it
 RECIPE = {
@@ -46,13 +46,13 @@ RECIPE = {
 
 
 def rounded(model: keras.Model, x: np.ndarray, share: float, folder: Path) -> Path:
-    """Codes that are short already, chosen without labels; kept."""
-    path = folder / f"rounded-{share:.2f}.keras"
+    """Codes that are short already, chosen without labels on these images; kept."""
+    path = folder / f"rounded-{share:.2f}-{len(x)}.keras"
     if path.is_file():
         return path
     q = kquant.calibrate(kquant.quantize(model, RECIPE, target="tflm"), x[:200], verbose=False)
     budget = int(share * INT8_BYTES)
-    kquant.shorten_codes(q, x[:ROUNDED_ON], strength=1e-6, flash_bytes=budget, strip_names=True, verbose=False)
+    kquant.shorten_codes(q, x, strength=1e-6, flash_bytes=budget, strip_names=True, verbose=False)
     q.save(path)
     return path
 
@@ -75,7 +75,8 @@ def narrowed(model: keras.Model, data: Any, args: Any) -> tuple[keras.Model, Pat
     if args.channels == 1.0:
         return model, args.folder
     x, y = data
-    folder = args.folder / f"channels-{args.channels:g}-{args.before}-{args.seed}"
+    taught = f"{args.soft:g}-{args.temperature:g}-{args.rate:g}"
+    folder = args.folder / f"channels-{args.channels:g}-{args.before}-{taught}-{args.seed}"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "narrowed.keras"
     if path.is_file():
@@ -145,17 +146,18 @@ def run(t: Task, data: Any, share: float, args: Any) -> dict[str, Any]:
     """One budget, one seed."""
     asked = {"share": share, "seed": args.seed, "epochs": args.epochs, "soft": args.soft, "rate": args.rate}
     asked |= {"start": args.start or share, "way": args.way, "temperature": args.temperature, "dampen": args.dampen}
+    asked |= {"images": args.images}
     name = "-".join(f"{value:g}" for value in asked.values())
     keras.utils.set_random_seed(args.seed)
     started = time.process_time()
     model, place = narrowed(t.model, data, args)
-    taken = time.process_time() - started
     if model is not t.model:
         small = accuracy(model.predict(t.x, batch_size=500, verbose=0), t.y)
         asked |= {"channels": args.channels, "before": args.before, "float": round(small, 2)}
     folder = place / name
     folder.mkdir(parents=True, exist_ok=True)
-    path = rounded(model, data[0], args.start or share, place)
+    path = rounded(model, data[0][: args.images], args.start or share, place)
+    taken = time.process_time() - started
     q = told(model, path, data[0], steps_of(data[0], args.epochs), args.dampen)
     before = simulated(q, t)
     if args.epochs:
@@ -179,6 +181,7 @@ def main() -> None:
     parser.add_argument("--dampen", type=float, default=0.0, help="weight of the loss of oscillations at the end")
     parser.add_argument("--channels", type=float, default=1.0, help="share of the weights' bytes that channels leave")
     parser.add_argument("--before", type=int, default=6, help="epochs in float where channels have left")
+    parser.add_argument("--images", type=int, default=400, help="that the codes are rounded on")
     parser.add_argument("--folder", type=Path, default=Path("build/coded_training"), help="what is finished")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -192,7 +195,7 @@ def main() -> None:
                 row = run(t, (x.astype("float32"), y.reshape(-1)), share, args)
             kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else []
             key = ("share", "seed", "epochs", "soft", "rate", "start", "way", "temperature", "dampen", "price")
-            key += ("channels", "before")  # rows with all channels have none of these
+            key += ("images", "channels", "before")  # rows with all channels have none of the last two
             others = [old for old in kept if [old.get(k) for k in key] != [row.get(k) for k in key]]
             write_atomically(RESULTS, f"{json.dumps([*others, row], indent=1)}\n".encode())
             print(row, flush=True)
