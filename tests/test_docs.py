@@ -81,13 +81,6 @@ def test_python_blocks_run(page, names):
             exec(source, {"__name__": "__main__"})
 
 
-def test_a_budget_is_not_kept_without_figures(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    [(_, code)] = blocks(ROOT / "docs" / "pipeline.md")
-    with pytest.raises(FileNotFoundError, match="compressed.json"):
-        exec(compile(code, "budget.py", "exec"), {})
-
-
 def test_there_are_blocks():
     assert sum(len(blocks(page)) for page in PAGES) >= 8
 

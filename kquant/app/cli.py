@@ -154,7 +154,8 @@ def _say_remedy(analysis: Any, model: Path, options: dict[str, Any], apply: Path
     lines = [told("analyze", model, {**options, "apply": written})] if apply is None else []
     # the float model that a quantized one came from is known to its owner alone
     source = model if "target" in options else Path("FLOAT.keras")
-    how = {"data": options["data"], "recipe": written, "target": analysis.target, "folder": "better/"}
+    read = {name: options.get(name) for name in ("data", "scale")}
+    how = {**read, "recipe": written, "target": analysis.target, "folder": "better/"}
     lines.append(told("compress", source, how))
     typer.echo("\nWith what gains most:\n" + "\n".join(lines))
 

@@ -98,7 +98,7 @@ def compress(
         say(result, as_json)
     else:
         _tell(result, details, {folder: ", ".join(path.name for path in results.paths), page: "the report with plots"})
-        typer.echo(_again(result, results.model, data), nl=False)
+        typer.echo(_again(result, results.model, {"data": data, "scale": look["scale"]}), nl=False)
     exit_where_lost(result.card, max_drop)
 
 
@@ -153,12 +153,12 @@ def _tell(result: Any, details: bool, written: dict[Path | None, str]) -> None:
     typer.echo("\n" + "\n".join(f"{place}: {what}" for place, what in written.items() if place is not None))
 
 
-def _again(result: Any, model: Path, data: Path) -> str:
+def _again(result: Any, model: Path, data: dict[str, Any]) -> str:
     """How a project gets the file that a byte budget chose, where the model alone does not say its form."""
     if result.ladder is None or "compression" not in result.export_options:
         return ""
     form = {name: value for name, value in result.export_options.items() if value != FORM[name][1]}
-    return f"a project with this very file: {told('export', model, {'data': data, 'folder': 'project/', **form})}\n"
+    return f"a project with this very file: {told('export', model, {**data, 'folder': 'project/', **form})}\n"
 
 
 def _scored(made: Any, model: Any, data: Any, labels: Any, bars: bool, look: str) -> Any:

@@ -257,7 +257,11 @@ def told(command: str, model: Path, options: Mapping[str, Any]) -> str:
         >>> told("export", Path("my net.keras"), {"data": "x.npz", "strip_names": True, "io": None})
         "kquant export 'my net.keras' --data x.npz --strip-names"
     """
-    given = {f"--{name.replace('_', '-')}": value for name, value in options.items() if value not in (None, False)}
+    given = {
+        f"--{name.replace('_', '-')}": value
+        for name, value in options.items()
+        if value is not None and value is not False
+    }
     words = [word for name, value in given.items() for word in ([name] if value is True else [name, str(value)])]
     return shlex.join(["kquant", command, str(model), *words])
 

@@ -231,7 +231,8 @@ def _written(qmodel: keras.Model, path: str | Path, flash_bytes: int | None, **h
         if report.file_bytes > flash_bytes:
             raise ValueError(
                 f"compress: the file has {report.file_bytes:,} bytes, more than flash_bytes={flash_bytes:,} and than "
-                f"its rung had; {place} stays as it was. Give another folder, in which all rungs are made again."
+                f"its rung had; {place} stays as it was. Where a folder= kept the rungs, give another, in "
+                "which all are made again."
             )
     return replace(report, path=str(place))
 

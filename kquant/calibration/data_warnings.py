@@ -14,6 +14,7 @@ from kquant.graph.stored import Stored
 from kquant.layers.kernel import Holder
 from kquant.layers.nodes import FakeQuant, encodings_of
 from kquant.layers.provenance import provenance_of
+from kquant.ops.constant import Below
 from kquant.ops.function import Function
 from kquant.ops.micro_frontend import MicroFrontend
 from kquant.views.heads import takes_wide
@@ -154,6 +155,16 @@ def _warn_unequal(qmodel: keras.Model, seen: Observations) -> None:
     spans: dict[str, list[float]] = {}
     for (name, _), s in seen.tensors.items():
         spans.setdefault(name, []).append(_span(s.lows, s.highs))
+    # where kquant itself stretches the grid of logits under a mask, nothing is joined that a model could part
+    graph = read(qmodel)
+    stretched = {
+        node.op.name
+        for node in graph.nodes
+        if isinstance(node.op, FakeQuant)
+        and (made := graph.producers.get(id(node.inputs[0]))) is not None
+        and isinstance(made.op, Below)
+    }
+    spans = {name: widths for name, widths in spans.items() if name not in stretched}
     unequal = {name: sorted(w for w in widths if w > 0.0) for name, widths in spans.items()}
     # every bit more halves the steps of all
     most = {layer.name: UNEQUAL * 2.0 ** (layer.spec.bits - 8) for layer in encodings_of(qmodel)}

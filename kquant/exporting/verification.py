@@ -17,7 +17,9 @@ from typing import Any, Literal
 
 import keras
 import numpy as np
+import tensorflow as tf
 
+from kquant.arithmetic import Grid, quantize
 from kquant.calibration.data import gather
 from kquant.core.checks import check_count
 from kquant.core.program import Program, Ref
@@ -48,6 +50,7 @@ from kquant.tflite.reader import (
 from kquant.tflite.stored_weights import without_decodes
 
 EDGE = 1e-12
+ON_GRID = 1e-3  # of a step; codes of 16 bits stand 1/258 of an 8-bit one apart
 BATCH = 32
 # On the runtime that the model follows codes are equal; what is left are functions of floats (a softmax's exponential).
 EQUAL, NEARLY = 0.999, 0.99
@@ -289,7 +292,7 @@ def compare(
     codes = [quantize_input(a, t) for a, t in zip(x, file.inputs, strict=True)]
     with ThreadPoolExecutor() as pool:
         running = [pool.submit(probe, _runnable(content, file, runtime), runtime, codes) for runtime in runtimes]
-        expected = _simulated(lowered, x)
+        expected = [_at_edge(file, t, y) for t, y in zip(file.outputs, _simulated(lowered, x), strict=True)]
         computed = [future.result() for future in running]
     reports = []
     for runtime, outputs in zip(runtimes, computed, strict=True):
@@ -328,6 +331,41 @@ def _simulated(lowered: Lowered, x: list[np.ndarray]) -> list[np.ndarray]:
         values = run(lowered.graph, struct)
         rows.append([np.asarray(values[id(t)]) for t in lowered.graph.output_tensors])
     return [np.concatenate(column) for column in zip(*rows, strict=True)]
+
+
+def _at_edge(file: FileModel, tensor: FileTensor, values: np.ndarray) -> np.ndarray:
+    """Outputs as a QUANTIZE at the file's edge gives them (`io=`), by its own integers: it rounds the model's codes.
+
+    Args:
+        file: that has the edge.
+        tensor: an output of it, or what stands between two such operators.
+        values: of the model, real numbers on its own grid.
+
+    Returns:
+        Real numbers on the tensor's grid; the values as they are where nothing is cast there.
+    """
+    made = next((op for op in file.operators if op.subgraph == 0 and tensor.index in op.outputs), None)
+    if made is None or made.code != "QUANTIZE" or tensor.scale is None:
+        return values
+    source = file.tensors[made.inputs[0]]
+    steps = values / tensor.scale[0]
+    if source.scale is None or np.all(np.abs(steps - np.rint(steps)) < ON_GRID):
+        return values  # the model's own last step, which is simulated
+    inner = _at_edge(file, source, values)
+    before, after = (
+        Grid(tf.constant(t.scale[0]), tf.constant(float(t.zero_point[0])), *_ends(t))
+        for t in (source, tensor)
+        if t.scale
+    )
+    codes = np.rint(inner / source.scale[0]) + source.zero_point[0]
+    cast = quantize([tf.constant(codes, tf.int32)], [before], after).numpy()
+    return (cast - tensor.zero_point[0]) * np.float64(tensor.scale[0])
+
+
+def _ends(tensor: FileTensor) -> tuple[int, int]:
+    """The smallest and the largest code of a type."""
+    info = np.iinfo(tensor.dtype)
+    return int(info.min), int(info.max)
 
 
 def _codes(expected: np.ndarray, given: np.ndarray, tensor: Any) -> tuple[np.ndarray, np.ndarray, float]:

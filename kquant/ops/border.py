@@ -15,14 +15,14 @@ from kquant.core.program import Program, Ref
 from kquant.graph.graph import Node
 from kquant.graph.keras_private import made_of
 from kquant.ops.affine import affine
-from kquant.ops.constant import LOWEST, lowest_of
+from kquant.ops.constant import LOWEST, LOWEST_HALF, lowest_of
 from kquant.ops.index import part, refuse_batch
 from kquant.ops.rule import Call, Make, Rule, computed, example
 
 layers = keras.layers
 K = keras.ops
 UNPOOLED, LOWEST_CODE = "minus infinity", "lowest"  # before, and when what reads it turns out to be max pooling
-NO_NUMBER = -1e9  # what counts as minus infinity
+NO_NUMBER = LOWEST_HALF  # what counts as minus infinity
 MODES = {"reflect": 0, "symmetric": 1}  # the schema's MirrorPadMode
 
 

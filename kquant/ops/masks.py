@@ -206,8 +206,8 @@ def hidden_by(op: Any, make: Make, low: Any, factor: float = 1.0) -> Mask | None
         else:
             break
     seen = start <= MINUS_INFINITY and abs(slope + start) <= 1e-6 * abs(start)  # 0 where t is 1
-    # What an application feeds is taken to be a mask where 1 - x is multiplied by such a number.
-    whole = is_condition(t) or "int" in str(t.dtype) or (seen and isinstance(made_of(t)[0], layers.InputLayer))
+    # What an application feeds is taken to be a mask where it, or 1 - x, is multiplied by such a number.
+    whole = is_condition(t) or "int" in str(t.dtype) or isinstance(made_of(t)[0], layers.InputLayer)
     if not whole or not (seen or (start == 0.0 and slope <= MINUS_INFINITY)):
         return None
     shape = tuple(low.shape[1:])

@@ -129,8 +129,9 @@ def _warn_pixels(lowered: Lowered) -> None:
             said.append(f"'{ref.name}' (scale {scale:.6g}, zero point {zero})")
     if said:
         warn(
-            f"export: io='uint8' of images whose range is not 0 to 255: {first_of(said)}. Bytes of a camera, copied as "
-            "they are, come out wrong there: that takes scale 1 and zero point 0, so 8-bit activations and "
+            f"export: io='uint8' of images whose range is not 0 to 255 (if images they are): {first_of(said)}. "
+            "Bytes of a camera, copied as they are, come out wrong there: that takes scale 1 and zero "
+            "point 0, so 8-bit activations and "
             "kquant.calibrate with images that have 0 and 255 in them (a black and a white corner in one of them will "
             "do). As it is, the application gives round(byte / scale) + zero point."
         )

@@ -1,6 +1,7 @@
 """Three verdicts on a file: equal in every code, the model's encodings on a runtime that rounds otherwise, wrong."""
 
 import importlib
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -125,3 +126,21 @@ def test_ties_between_steps_of_float_outputs_are_no_differences(zero_point: int)
     assert np.any(np.rint(values / step) != np.rint(values.astype(np.float64) / step)), "there are such ties"
     wanted, got, _ = _codes(values, values, SimpleNamespace(scale=None))
     assert np.array_equal(wanted, got)
+
+
+@pytest.mark.parametrize("io", ["int8", "uint8"])
+@pytest.mark.parametrize("seed", range(8))
+def test_an_edge_of_fewer_bits_is_simulated(io: str, seed: int, tmp_path: Path) -> None:
+    """A QUANTIZE from 16 to 8 bits rounds codes by a multiplier, and not what they stand for; ties showed as 1 LSB."""
+    keras.utils.set_random_seed(seed)
+    x = keras.Input((8,))
+    y = keras.layers.Dense(8, activation="relu")(x)
+    heads = [keras.layers.Dense(units)(y) for units in (3, 2)]
+    samples = np.random.default_rng(0).normal(size=(128, 8)).astype("float32")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the join has 16 bits
+        q = kquant.quantize(keras.Model(x, keras.layers.Concatenate()(heads)), target="tflm")
+        report = kquant.export(kquant.calibrate(q, samples, verbose=False), tmp_path / "m.tflite", data=samples, io=io)
+    assert {run.verdict for run in report.verification} == {"equal"}
+    again = kquant.verify(q, tmp_path / "m.tflite", samples, runtime="tflm")
+    assert again.verdict == "equal"
