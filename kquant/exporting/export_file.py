@@ -32,7 +32,7 @@ from kquant.tflite.lowering import Lowered, lower
 from kquant.tflite.names import with_names
 from kquant.tflite.reader import FileModel, read_model
 from kquant.tflite.states import States
-from kquant.tflite.storage import Decoding
+from kquant.tflite.storage import Decoding, Storing
 from kquant.tflite.uncounted import Uncounted
 from kquant.views.multiplications import macs_of_model
 
@@ -214,8 +214,7 @@ def export(
         choice = None if detection is None else _choice(detection, lowered)
         files = to_files(lowered, Form(io, int(streaming), states, storing, about, strip_names, choice))
         file = _named(files, strip_names)
-        if storing.free:
-            _warn_barred(lowered)
+        _warn_barred(lowered, storing)
     checked = _checked(qmodel, lowered, files, file, data, detection) if check_runtimes else _Checked()
     card = ModelCard(macs_of_model(lowered.graph), file.weight_bytes, len(files.content), checked.arena)
     if test is not None:
@@ -264,8 +263,10 @@ def _report(
     )
 
 
-def _warn_barred(lowered: Lowered) -> None:
+def _warn_barred(lowered: Lowered, storing: Storing) -> None:
     """Of weights that nothing decodes, where "auto" leaves them without a word."""
+    if not storing.free:
+        return
     from kquant.tflite.stored_weights import barred  # few files are in codes, and all would wait
 
     kept = barred(lowered.program)
