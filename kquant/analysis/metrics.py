@@ -30,15 +30,31 @@ def top1(labels: np.ndarray) -> Callable[[Any], float]:
         >>> top1(np.array([1, 0]))(np.array([[0.1, 0.9], [0.2, 0.8]]))
         0.5
     """
-    given = np.asarray(labels)
-    if given.dtype.kind not in "iufb":
-        raise ValueError(
-            f"accuracy: labels are the numbers of the classes, from 0. Received: dtype {given.dtype}. Of names, "
-            "np.unique(names, return_inverse=True)[1] makes numbers, in alphabetical order."
-        )
-    labels = given.argmax(axis=1) if given.ndim == 2 and given.shape[1] > 1 else given.reshape(-1)
+    labels, right = _numbers(labels), right_answers(labels)
 
     def accuracy(outputs: Any) -> float:
+        return float(np.mean(right(outputs)))
+
+    accuracy.__dict__["judged_by"] = fingerprint([labels])  # folders of searches by other labels are refused
+    return accuracy
+
+
+def right_answers(labels: np.ndarray) -> Callable[[Any], np.ndarray]:
+    """Which samples are right as `top1` counts them: a function of outputs that gives bool[samples].
+
+    Args:
+        labels: see `top1`.
+
+    Raises:
+        ValueError: as `top1`; what it returns refuses the same outputs.
+
+    Example:
+        >>> right_answers(np.array([1, 0]))(np.array([[0.1, 0.9], [0.2, 0.8]])).tolist()
+        [True, False]
+    """
+    labels = _numbers(labels)
+
+    def right(outputs: Any) -> np.ndarray:
         if isinstance(outputs, list) or np.ndim(outputs) not in (1, 2) or len(outputs) > len(labels):
             shape = [np.shape(o) for o in outputs] if isinstance(outputs, list) else np.shape(outputs)
             raise ValueError(
@@ -47,10 +63,20 @@ def top1(labels: np.ndarray) -> Callable[[Any], float]:
             )
         used, (classes, count) = labels[: len(outputs)], _classes(np.asarray(outputs))
         _refuse_labels(used, count)
-        return float(np.mean(classes == used))
+        return np.asarray(classes == used)
 
-    accuracy.__dict__["judged_by"] = fingerprint([labels])  # folders of searches by other labels are refused
-    return accuracy
+    return right
+
+
+def _numbers(labels: np.ndarray) -> np.ndarray:
+    """The class of each sample, of any form that `top1` takes."""
+    given = np.asarray(labels)
+    if given.dtype.kind not in "iufb":
+        raise ValueError(
+            f"accuracy: labels are the numbers of the classes, from 0. Received: dtype {given.dtype}. Of names, "
+            "np.unique(names, return_inverse=True)[1] makes numbers, in alphabetical order."
+        )
+    return given.argmax(axis=1) if given.ndim == 2 and given.shape[1] > 1 else given.reshape(-1)
 
 
 def top1_of(data: Any, labels: np.ndarray) -> Callable[[Any], float]:

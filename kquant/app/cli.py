@@ -1,7 +1,8 @@
 """The command `kquant`: parse, call, print.
 
-Exit codes: 0 done; 1 refused, or findings that need work; 2 wrong usage. TensorFlow loads inside the commands, so that
-`kquant --help` answers at once.
+Exit codes: 0 done; 1 refused, or findings that need work; 2 wrong usage; 3 written, and more accuracy lost than
+`--max-drop` allows; 130 stopped by Ctrl-C. TensorFlow loads inside the commands, so that `kquant --help` answers at
+once.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from kquant.app import (
     view_command,
 )
 from kquant.app.options import (
+    LOST,
     Data,
     Json,
     Limit,
@@ -296,7 +298,7 @@ def autotune(
         with new:
             results.write(tuned, arrays, new)
     say(tuned, as_json)
-    raise typer.Exit(0 if tuned.ok else 1)
+    raise typer.Exit(0 if tuned.ok else LOST)
 
 
 @app.command()

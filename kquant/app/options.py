@@ -19,6 +19,7 @@ import typer
 
 from kquant import targets
 from kquant.app.remedies_typed import typed
+from kquant.core.checks import is_within
 from kquant.core.messages import check_known
 from kquant.files.named_files import check_data, check_labels_file, check_lite_file, check_model_file
 
@@ -82,6 +83,7 @@ def numbers(text: str) -> list[float]:
     return [fraction(part) for part in text.split(",")]
 
 
+LOST = 3  # exit code: files are written, and more accuracy is lost than --max-drop allows
 UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 Model = Annotated[Path, typer.Argument(help="A model saved by Keras", metavar="MODEL.keras")]
 Lite = Annotated[Path, typer.Argument(help="A TFLite file", metavar="FILE.tflite")]
@@ -137,7 +139,7 @@ StripNames = Annotated[bool, typer.Option("--strip-names", help="Leave out names
 Shrink = Annotated[bool, typer.Option("--shrink/--no-shrink", help="Leave out channels that no output code depends on")]
 MaxDrop = Annotated[
     float | None,
-    typer.Option("--max-drop", min=0.0, max=1.0, help="Accuracy that may be lost, 0.01 is a point; 1 is the exit code"),
+    typer.Option("--max-drop", min=0.0, max=1.0, help="Accuracy that may be lost, 0.01 is a point; exit code 3 beyond"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on standard output")]
 
@@ -277,7 +279,7 @@ def check_max_drop(max_drop: float | None, labels: Path | None) -> None:
 
 
 def exit_where_lost(card: Any, max_drop: float | None) -> None:
-    """End with 1 where a file has lost more accuracy than was allowed.
+    """End with `LOST` where a file has lost more accuracy than was allowed.
 
     Args:
         card: of the file, which is written.
@@ -286,11 +288,10 @@ def exit_where_lost(card: Any, max_drop: float | None) -> None:
     Raises:
         typer.Exit: it has.
     """
-    # what is printed as equal is equal: a share of answers has no exact decimal
-    if max_drop is not None and card.drop is not None and card.drop > max_drop + 1e-9:
+    if max_drop is not None and card.drop is not None and not is_within(card.drop, max_drop):
         lost = f"{100 * card.drop:.2f} points of accuracy are lost, and --max-drop {max_drop:g} allows"
         typer.echo(f"kquant: {lost} {100 * max_drop:g}. The files are written; run: {card.look}", err=True)
-        raise typer.Exit(1)
+        raise typer.Exit(LOST)
 
 
 def check_runtime_of(model: Path, runtime: str | None) -> None:

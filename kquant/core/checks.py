@@ -88,6 +88,18 @@ def check_kind(where: str, name: str, value: Any, wanted: type) -> None:
         raise TypeError(f"{where}: {name} must be a kquant.{wanted.__name__}. Received: {type(value).__name__}.")
 
 
+def is_within(drop: float, max_drop: float) -> bool:
+    """True where no more is lost than allowed; what is printed as equal is equal.
+
+    A share of answers has no exact decimal: 0.90 - 0.89 is more than 0.01 in floats.
+
+    Example:
+        >>> 0.90 - 0.89 <= 0.01, is_within(0.90 - 0.89, 0.01), is_within(0.0101, 0.01)
+        (False, True, False)
+    """
+    return drop <= max_drop + 1e-9 * max(1.0, abs(max_drop))
+
+
 def check_count(where: str, name: str, value: Any) -> None:
     """Refuse what does not count anything.
 

@@ -10,6 +10,8 @@ from kquant.core.result import Result
 from kquant.runtime.running import ARENA, available
 
 SURE = 1.96  # standard errors on both sides of a share hold it in 95 of 100 draws of the samples
+CHANCE = 0.05  # of 100 draws of the samples, those in which two models that are as good differ so much
+SMALL = 0.005  # less is no loss however sure it is: many samples tell a tenth of a point from nothing
 
 
 def margin(value: float, samples: int) -> float:
@@ -24,6 +26,31 @@ def margin(value: float, samples: int) -> float:
         0.081
     """
     return SURE * math.sqrt(value * (1.0 - value) / max(1, samples))
+
+
+def chance(spoiled: int, mended: int) -> float:
+    """How often two models that are as good differ so much or more on the same samples: McNemar's test, exact.
+
+    Samples that both answer alike say nothing. Of the others either model has half, as a coin falls:
+
+        p = min(1, 2 sum_{k <= min(spoiled, mended)} C(n, k) / 2^n),    n = spoiled + mended
+
+    Source: McNemar, "Note on the sampling error of the difference between correlated proportions or percentages",
+    Psychometrika 12, 1947; the binomial distribution in place of its normal approximation.
+
+    Args:
+        spoiled: samples that the first model alone answers right.
+        mended: the second alone.
+
+    Example:
+        >>> round(chance(9, 1), 4), chance(3, 3)
+        (0.0215, 1.0)
+    """
+    count, term, total = spoiled + mended, 1, 0
+    for k in range(min(spoiled, mended) + 1):
+        total += term
+        term = term * (count - k) // (k + 1)
+    return min(1.0, 2 * total / (1 << count))
 
 
 def arena_in_words(measured: int | None) -> str:
@@ -52,6 +79,8 @@ class ModelCard(Result):
         samples: how many were answered.
         runtime: that ran the file; empty without labels.
         look: what tells where accuracy was lost, as it is typed.
+        spoiled: samples that the float model alone answers right; None where only shares are known.
+        mended: those that the file alone does.
 
     Example:
         >>> print(ModelCard(96, 48, 1200, 2000, 0.9, 0.875, 0.875, 40, "tflm"))
@@ -71,6 +100,8 @@ class ModelCard(Result):
     samples: int = 0
     runtime: str = ""
     look: str = "kquant.analyze(model, data)"
+    spoiled: int | None = None
+    mended: int | None = None
 
     @property
     def drop(self) -> float | None:
@@ -83,17 +114,26 @@ class ModelCard(Result):
     def loss(self) -> str:
         """What was lost and what tells where, where that is more than other samples could make of it; else empty.
 
+        Both models answer the same samples, and mostly alike: `chance` looks at those that they do not. Where only
+        shares are known, they count as of samples of their own, which tells larger losses alone.
+
         Example:
             >>> print(ModelCard(96, 48, 1200, None, 0.96, 0.93, 0.92, 500, "tflm").loss)
             accuracy: 4.0 points lost, 96.0 % in float and 92.0 % in the file; run:
             kquant.analyze(model, data)
             >>> ModelCard(96, 48, 1200, None, 0.96, 0.93, 0.92, 50, "tflm").loss
             ''
+            >>> bool(ModelCard(96, 48, 1200, None, 0.96, 0.94, 0.94, 500, "tflm", spoiled=12, mended=2).loss)
+            True
         """
         if self.drop is None or self.float_accuracy is None or self.file_accuracy is None:
             return ""
         shares = (self.float_accuracy, self.file_accuracy)
-        if self.drop <= math.hypot(*(margin(share, self.samples) for share in shares)):
+        if self.spoiled is None or self.mended is None:
+            sure = self.drop > math.hypot(*(margin(share, self.samples) for share in shares))
+        else:
+            sure = self.drop > 0.0 and chance(self.spoiled, self.mended) < CHANCE
+        if not sure or self.drop < SMALL:
             return ""
         before, after = (f"{100 * share:.1f} %" for share in shares)
         lost = f"{100 * self.drop:.1f} points lost, {before} in float and {after} in the file"

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from kquant import targets
-from kquant.analysis.metrics import top1
+from kquant.analysis.metrics import right_answers
 from kquant.calibration.data import gather
 from kquant.exporting.model_card import ModelCard
 from kquant.exporting.verification import runtime_of
@@ -47,16 +47,18 @@ def scored(
             f"accuracy: expected a label for each of {count:,} samples. Received: {len(labels):,} labels. Give the "
             "class of each of those very samples (--test on the command line; --data where there is none)."
         )
-    metric, (runtime, _) = top1(labels), runtime_of(targets.load(target))
+    right, (runtime, _) = right_answers(labels), runtime_of(targets.load(target))
     # a parameter of Keras has the type of its default
     outputs = [m.predict(data, verbose=0) for m in models]  # pyright: ignore[reportArgumentType]
     outputs.append(predict(file, data, runtime, verbose=verbose))
-    float_one, simulated, of_file = (metric(y) for y in outputs)
+    float_one, simulated, of_file = (right(y) for y in outputs)
     return replace(
         card,
-        float_accuracy=float_one,
-        simulated_accuracy=simulated,
-        file_accuracy=of_file,
+        float_accuracy=float(np.mean(float_one)),
+        simulated_accuracy=float(np.mean(simulated)),
+        file_accuracy=float(np.mean(of_file)),
+        spoiled=int(np.sum(float_one & ~of_file)),
+        mended=int(np.sum(of_file & ~float_one)),
         samples=count,
         runtime=runtime,
     )

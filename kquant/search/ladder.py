@@ -23,7 +23,7 @@ from kquant import targets
 from kquant.analysis.diagnosis import Asked, analyzed
 from kquant.analysis.separately import AnalysisElsewhere
 from kquant.core.callers import is_callers, score_given
-from kquant.core.checks import check_score
+from kquant.core.checks import check_score, is_within
 from kquant.core.progress import tqdm
 from kquant.core.result import Result
 from kquant.correct.steps import RANGES, apply_steps
@@ -105,7 +105,7 @@ class Tuned(Result):
     @property
     def ok(self) -> bool:
         """True where the budget holds."""
-        return self.best.drop <= self.max_drop
+        return is_within(self.best.drop, self.max_drop)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -227,7 +227,7 @@ def climbed(
             search.climb(name, tried)
             bar.total = _most_rungs(search, base)  # the first rung tells how many layers there are
             bar.update()
-            if search.best.drop <= max_drop:
+            if is_within(search.best.drop, max_drop):
                 break
     tuned = search.result
     return tuned if tuned.ok else replace(tuned, advice=ADVICE)

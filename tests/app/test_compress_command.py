@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from kquant.app import pipeline
 from kquant.app.cli import app
-from kquant.exporting.model_card import ModelCard
+from kquant.exporting.model_card import ModelCard, chance
 from kquant.report.tables import page
 
 
@@ -84,7 +84,7 @@ def test_lost_accuracy_is_told_and_may_be_an_error(verb: str, losing: list[str],
     assert found.startswith("accuracy: ") and found.endswith(" in the file; run:")
     assert CliRunner().invoke(app, shlex.split(command)[1:]).exit_code == 0
     refused = CliRunner().invoke(app, [*arguments, "--max-drop", "0.01"])
-    assert refused.exit_code == 1
+    assert refused.exit_code == 3, "another code than that of what was refused"
     assert "and --max-drop 0.01 allows 1." in refused.stderr
     assert (tmp_path / "build").is_dir()
     assert CliRunner().invoke(app, [*arguments, "--max-drop", "0.9"]).exit_code == 0
@@ -116,6 +116,26 @@ def test_a_page_of_lost_accuracy_is_not_ready() -> None:
     made = ModelCard(96, 48, 1200, None, 0.96, 0.22, 0.22, 500, "tflm", "kquant analyze net.keras")
     assert not page(made).ok
     assert page(replace(made, file_accuracy=0.94)).ok, "other samples could make 2 points of 500"
+    pairs = replace(made, file_accuracy=0.94, spoiled=12, mended=2)
+    assert not page(pairs).ok, "not of the same samples, of which the file spoils 12 and mends 2"
+    assert page(replace(pairs, spoiled=40, mended=30)).ok, "answers change, and no more one way than the other"
+    many = replace(made, file_accuracy=0.957, samples=100_000, spoiled=400, mended=100)
+    assert page(many).ok, "sure, and less than half a point"
+
+
+def test_chance_is_the_exact_test_of_mcnemar() -> None:
+    """Agresti, Categorical Data Analysis, table 10.1: 150 and 86 of 1,600; `scipy.stats.binomtest(86, 236)`."""
+    assert chance(150, 86) == chance(86, 150) == pytest.approx(3.715936e-05, rel=1e-6)
+    assert chance(0, 0) == chance(1, 0) == chance(4, 4) == 1.0
+    assert chance(6, 0) == 2 / 2**6
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_autotune_that_loses_too_much_ends_as_the_others_do(losing: list[str], tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.load(tmp_path / "x.npy") * np.array([1000.0, 1.0], np.float32))  # beyond 16 bits, too
+    arguments = ["autotune", *losing[:-2], "--folder", str(tmp_path / "tuned"), "--max-drop", "0"]
+    assert CliRunner().invoke(app, arguments).exit_code == 3
+    assert list((tmp_path / "tuned").glob("*.tflite"))
 
 
 def test_max_drop_wants_labels(reached: dict[str, Any], tmp_path: Path) -> None:

@@ -51,6 +51,15 @@ def sqnr(model: keras.Model) -> float:
     return min(10 * float(np.log10(np.mean(WANTED**2) / error)), BEST)
 
 
+def test_a_loss_of_just_what_is_allowed_holds() -> None:
+    """0.90 - 0.89 is more than 0.01 in floats, and 0.9 - 0.85 more than 0.05."""
+    for before, after, allowed in ((0.90, 0.89, 0.01), (0.9, 0.85, 0.05)):
+        assert before - after > allowed
+        scores = iter([before, *[after] * 20])
+        tuned = kquant.autotune(MODEL, X, lambda _, scores=scores: next(scores), max_drop=allowed, verbose=False)
+        assert tuned.ok and len(tuned.rungs) == 1
+
+
 def stopped_at_the_fourth() -> tuple[list[str], Callable[[keras.Model], float]]:
     """The models that were judged, and a judge whose fourth call is where the user stops the search."""
     calls: list[str] = []
