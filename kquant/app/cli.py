@@ -8,6 +8,7 @@ once.
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import warnings
@@ -154,12 +155,20 @@ def _say_remedy(analysis: Any, model: Path, options: dict[str, Any], apply: Path
         return
     written = apply or Path("better.toml")
     lines = [told("analyze", model, {**options, "apply": written})] if apply is None else []
-    # the float model that a quantized one came from is known to its owner alone
-    source = model if "target" in options else Path("FLOAT.keras")
+    source = model
+    if "target" not in options:  # quantized: its float function is in it still
+        source = Path(f"{model.stem}-float.keras")
+        lines.append(_stripping(model, source))
     read = {name: options.get(name) for name in ("data", "scale")}
     how = {**read, "recipe": written, "target": analysis.target, "folder": "better/"}
     lines.append(told("compress", source, how))
     typer.echo("\nWith what gains most:\n" + "\n".join(lines))
+
+
+def _stripping(model: Path, source: Path) -> str:
+    """How the float model is taken out of a quantized one, as it is typed."""
+    load = f"keras.models.load_model({str(model)!r})"
+    return shlex.join(["python", "-c", f"import keras, kquant; kquant.strip({load}).save({str(source)!r})"])
 
 
 def _write_recipe(path: Path, recipe: Any, as_json: bool) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import kquant
 from kquant.app import pipeline
 from kquant.app.cli import app
 from kquant.exporting.model_card import ModelCard, chance
@@ -91,7 +94,11 @@ def test_lost_accuracy_is_told_and_may_be_an_error(verb: str, losing: list[str],
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_what_analyze_shows_works_when_it_is_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("quantized", [False, True])
+def test_what_analyze_shows_works_when_it_is_pasted(
+    quantized: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a quantized model the float one is at hand in it."""
     monkeypatch.chdir(tmp_path)
     keras.utils.set_random_seed(0)
     rows = [keras.Input((16,)), keras.layers.Dense(32, name="a"), keras.layers.Dense(8, name="b")]
@@ -101,15 +108,25 @@ def test_what_analyze_shows_works_when_it_is_pasted(tmp_path: Path, monkeypatch:
     model.layers[0].set_weights([kernel * scales, bias])
     model.layers[1].set_weights([model.layers[1].get_weights()[0] / scales[:, None], np.zeros(8, np.float32)])
     model.save("net.keras")
-    np.save("x.npy", np.random.default_rng(0).normal(size=(64, 16)).astype(np.float32))
-    told = CliRunner().invoke(app, ["analyze", "net.keras", "--data", "x.npy", "--target", "tflm"])
+    x = np.random.default_rng(0).normal(size=(64, 16)).astype(np.float32)
+    np.save("x.npy", x)
+    given = ["net.keras", "--target", "tflm"]
+    if quantized:
+        given = ["it's quantized.keras"]
+        kquant.calibrate(kquant.quantize(model, target="tflm"), x, verbose=False).save(given[0])
+    told = CliRunner().invoke(app, ["analyze", *given, "--data", "x.npy"])
     assert told.exit_code == 0, told.output
     _, _, commands = told.stdout.partition("With what gains most:\n")
-    assert [line.split()[1] for line in commands.splitlines()] == ["analyze", "compress"]
-    for line in commands.splitlines():
-        done = CliRunner().invoke(app, shlex.split(line)[1:])
-        assert done.exit_code == 0, done.output
-    assert Path("better/net.tflite").is_file()
+    lines = commands.splitlines()
+    assert [line.split()[1] for line in lines] == ["analyze", *["-c"] * quantized, "compress"]
+    for line in lines:
+        if line.startswith("kquant "):
+            done = CliRunner().invoke(app, shlex.split(line)[1:])
+            assert done.exit_code == 0, done.output
+        else:
+            subprocess.run([sys.executable, *shlex.split(line)[1:]], check=True)
+    [written] = Path("better").glob("*.tflite")
+    assert kquant.inspect(written).is_integer
 
 
 def test_a_page_of_lost_accuracy_is_not_ready() -> None:
@@ -132,7 +149,8 @@ def test_chance_is_the_exact_test_of_mcnemar() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_autotune_that_loses_too_much_ends_as_the_others_do(losing: list[str], tmp_path: Path) -> None:
-    np.save(tmp_path / "x.npy", np.load(tmp_path / "x.npy") * np.array([1000.0, 1.0], np.float32))  # beyond 16 bits, too
+    wide = np.load(tmp_path / "x.npy") * np.array([1000.0, 1.0], np.float32)  # beyond 16 bits, too
+    np.save(tmp_path / "x.npy", wide)
     arguments = ["autotune", *losing[:-2], "--folder", str(tmp_path / "tuned"), "--max-drop", "0"]
     assert CliRunner().invoke(app, arguments).exit_code == 3
     assert list((tmp_path / "tuned").glob("*.tflite"))
