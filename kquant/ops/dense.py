@@ -68,6 +68,7 @@ RULES = (
     Rule(
         layers=(layers.Dense,),
         operators=("FULLY_CONNECTED",),
+        rank=lambda node: len(node.inputs[0].shape),
         weights=Weights(
             channel_axes=(1,), input_axis=0, rows=dense_rows, width="units", block_reader="FULLY_CONNECTED"
         ),

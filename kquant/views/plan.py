@@ -213,13 +213,13 @@ def _float_problem(node: Node, rule: Rule, target: Target) -> Problem | None:
 
 
 def _too_large(node: Node, rule: Rule, target: Target) -> str | None:
-    """A tensor of more dimensions than an operator takes; layers with weights are written in four."""
+    """A tensor of more dimensions than an operator takes; convolutions are written in four, whatever they have."""
     rank = rule.rank(node) if rule.rank else max(len(t.shape) for t in (*node.inputs, *node.outputs))
-    limits = [(target.ops[code].max_rank, code) for code in rule.operators if rule.weights is None]
+    limits = [(target.ops[code].max_rank, code) for code in rule.operators if rule.weights is None or rule.rank]
     for limit, code in limits:
         if limit is not None and rank > limit:
             return f"a tensor of rank {rank}, batch included; {target.title} takes {code} up to rank {limit}. " + (
-                "Move fewer axes at a time" if rule.rank else "Put a Reshape before and after it"
+                "Move fewer axes at a time" if code == "TRANSPOSE" else "Put a Reshape before and after it"
             )
     return None
 

@@ -9,6 +9,7 @@ from graph_cases import image
 from keras import layers, ops
 
 import kquant
+from kquant import targets
 
 
 def _unary(function) -> keras.Model:
@@ -206,6 +207,35 @@ def test_rank_beyond_the_target_is_refused_by_name():
     kquant.quantize(model, target="litert")
     with pytest.raises(ValueError, match=r"me .*rank 6.*TRANSPOSE up to rank 5.*fewer axes"):
         kquant.quantize(model, target="tflm")
+
+
+FEWER, MORE = (4, 2, 6), (2, 2, 1, 3, 2, 2)
+JOINS = {
+    "CONCATENATION": lambda x: layers.Concatenate(axis=1)([x, -x]),
+    "MEAN": lambda x: ops.mean(x, axis=1),
+    "REDUCE_MAX": lambda x: ops.max(x, axis=1),
+    "FULLY_CONNECTED": lambda x: layers.Dense(4)(x),
+}
+
+
+@pytest.mark.parametrize("target", ["litert", "tflm"])
+@pytest.mark.parametrize("code", JOINS)
+def test_seven_axes_are_run_or_refused_with_a_way_out_that_runs(code, target, tmp_path):
+    data = np.random.default_rng(0).normal(size=(64, 48)).astype("float32")
+
+    def made(shape):
+        x = keras.Input((48,))
+        q = kquant.quantize(keras.Model(x, JOINS[code](layers.Reshape(shape)(x))), target=target)
+        kquant.export(kquant.calibrate(q, data, verbose=False), tmp_path / "net.tflite", data=data)  # run, and compared
+        return kquant.inspect(tmp_path / "net.tflite")
+
+    limit = targets.load(target).ops[code].max_rank
+    if limit is None:
+        assert made(MORE).is_integer
+    else:
+        with pytest.raises(ValueError, match=rf"rank 7, batch included; .*{code} up to rank {limit}. Put a Reshape"):
+            made(MORE)
+    assert made(FEWER).is_integer
 
 
 def test_what_reads_a_number_for_all_samples_does_not_stop_the_list():
