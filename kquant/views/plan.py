@@ -28,6 +28,7 @@ from kquant.recipe.training_section import Training
 from kquant.targets import Target
 from kquant.views.classes import Classes
 from kquant.views.fronts import Fronts, fronts
+from kquant.views.half_weights import half_weights
 from kquant.views.heads import widened_heads
 from kquant.views.packing import Packing, divided, packing
 from kquant.views.widths import TYPES, Widths, container, find_widths, index_tensors, moves_indices
@@ -149,7 +150,7 @@ def make_plan(graph: Graph, recipe: Recipe, target: Target) -> Plan:
         if not settings[id(node.op)].skip or rules[id(node)] is None  # a skipped one stays float, if it has a rule
     )
     problems = tuple(p for p in verdicts if p is not None)
-    problems += tuple(_mixed(graph, rules))
+    problems += tuple(_mixed(graph, rules)) + tuple(half_weights(graph, rules, settings, widths, target))
     return Plan(
         graph=graph,
         recipe=recipe,
