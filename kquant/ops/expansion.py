@@ -46,7 +46,10 @@ def expand(model: keras.Model, input_shape: Any = None) -> keras.Model:
     Raises:
         ValueError: naming a layer that has no rule, with what to do.
     """
-    return _expanding_graph(trace(model, is_known, input_shape), None, rewrite)
+    graph = trace(model, is_known, input_shape)
+    made = _expanding_graph(graph, None, rewrite)
+    _warn_lost_draws(graph, made)
+    return made
 
 
 def expanded(graph: Graph, target: Target) -> Graph:
@@ -76,6 +79,12 @@ def is_known(op: Any) -> bool:
 
 def expand_graph(graph: Graph, target: Target | None = None) -> Graph:
     """The calls of what `expand` makes of a graph; with a target, in what that has operators for."""
+    made = _expanded(graph, target)
+    _warn_lost_draws(graph, made)
+    return made
+
+
+def _expanded(graph: Graph, target: Target | None) -> Graph:
     return _expanding_graph(graph, target, functools.partial(rewritten, known=is_known))
 
 
@@ -92,9 +101,7 @@ def _expanding_graph(graph: Graph, target: Target | None, write: Callable[..., A
             owners[id(node.op)] = ((node.owner.name, type(node.owner).__name__),)
         return expand_call(node.op, make_for, args, kwargs, target)
 
-    made = write(graph, replace, name=legal_name(graph.name, root=True))
-    _warn_lost_draws(lost_draws(graph.layers, layers_inside(made.layers)))
-    return made
+    return write(graph, replace, name=legal_name(graph.name, root=True))
 
 
 def widened(graph: Graph, names: frozenset[str], target: Target) -> Graph:
@@ -137,7 +144,7 @@ def _making(taken: set[str], owners: dict[int, tuple[tuple[str, str], ...]]) -> 
 
 
 def expand_alone(node: Node, target: Target | None = None) -> Graph:
-    """`expand` of one call.
+    """`expand` of one call, to look at: a warning is for who makes the model.
 
     Raises:
         ValueError: what its rule refuses; it reads a tensor without axes, which no model takes as an input.
@@ -148,7 +155,7 @@ def expand_alone(node: Node, target: Target | None = None) -> Graph:
             "makes it is refused: let that keep axis 0."
         )
     inputs = list({id(t): t for t in node.inputs}.values())
-    return expand_graph(Graph(node.name, inputs, list(node.outputs), (node,)), target)
+    return _expanded(Graph(node.name, inputs, list(node.outputs), (node,)), target)
 
 
 def _refusals(nodes: list[Node], target: Target) -> list[Problem]:
@@ -200,8 +207,9 @@ def _outputs_apart(graph: Graph) -> set[int]:
     return {id(n) for n in graph.nodes if (end := id(n.outputs[0])) in ends and end in roots and shared[roots[end]] > 1}
 
 
-def _warn_lost_draws(lost: list[str]) -> None:
+def _warn_lost_draws(graph: Graph, made: Any) -> None:
     """Augmentation and dropout act in training only; some leave, or come apart into layers that do not draw."""
+    lost = lost_draws(graph.layers, layers_inside(made.layers))
     if lost:
         warn(
             f"{', '.join(lost)}: what it draws in training (augmentation, dropout inside a recurrent layer) is left "

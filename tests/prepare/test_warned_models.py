@@ -67,3 +67,15 @@ def test_lost_activity_regularizers_are_named() -> None:
     with pytest.warns(UserWarning, match="activity regularizers of sparse_head"):
         q = kquant.quantize(model)
     assert len(q.losses) == 1  # the kernel's
+
+
+def test_what_draws_is_told_once_and_together() -> None:
+    """Beside the model that is made, a look is taken at what scales the input: at each layer alone."""
+    augmented = [layers.RandomFlip(name="flip"), layers.RandomGrayscale(name="gray"), layers.Rescaling(1 / 255)]
+    model = keras.Sequential([keras.Input((8, 8, 3)), *augmented, layers.Conv2D(2, 3, name="conv")])
+    for look in (kquant.quantize, kquant.check, kquant.fold):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            look(model)
+        [drawn] = [str(one.message) for one in told if "draws in training" in str(one.message)]
+        assert drawn.startswith("flip (RandomFlip), gray (RandomGrayscale): ")
