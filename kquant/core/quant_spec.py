@@ -25,7 +25,8 @@ class QuantSpec:
         signed: False for codes from 0 to 2^b - 1 (activations only).
         kind: how the values of the grid are spaced.
         block: so many weights of a channel share a scale: a power of two under floating-point kinds (OCP MX), a
-            float16 under uniform ones (LiteRT); 0: as `per_axis` says. Of symmetric grids without their lowest code.
+            float16 under uniform ones (LiteRT); 0: as `per_axis` says. Of activations of floating-point kinds, so many
+            values along the last axis.
         smallest: the scale is no smaller, because a kernel that reads the codes could not take it (activations only).
 
     Example:
@@ -52,10 +53,16 @@ class QuantSpec:
                 f"QuantSpec: kind '{self.kind}' has {self.floating.bits} bits. Received: bits={self.bits}; give bits = "
                 f"{self.floating.bits}."
             )
-        if self.block < 0 or (self.block and not (self.narrow and self.kind in ("uniform", *FLOAT_FORMATS))):
+        if self.block and not self.narrow and (self.floating is None or not self.symmetric):
             raise ValueError(
-                f"QuantSpec: block is for weights (narrow) of the kinds uniform, {', '.join(FLOAT_FORMATS)}, and 0 or "
-                f"more (32 in OCP MX). Received: block={self.block}, kind={self.kind!r}, narrow={self.narrow}."
+                f"QuantSpec: a tensor of activations of kind '{self.kind}' has one scale, as kernels read it; block is "
+                f"for activations of the kinds {', '.join(FLOAT_FORMATS)}, and for weights (narrow). Received: "
+                f"block={self.block}; leave it out, or take one of these kinds."
+            )
+        if self.block < 0 or (self.block and self.kind not in ("uniform", *FLOAT_FORMATS)):
+            raise ValueError(
+                f"QuantSpec: block is for grids of the kinds uniform, {', '.join(FLOAT_FORMATS)}, and 0 or more (32 in "
+                f"OCP MX). Received: block={self.block}, kind={self.kind!r}."
             )
         if self.narrow and not self.symmetric:
             raise ValueError("QuantSpec: narrow needs symmetric=True, because only a grid around 0 leaves a code out.")

@@ -360,7 +360,8 @@ class FakeQuant(keras.layers.Layer):
             return numbers_of(scale, zero_point, self.spec)
         with beforehand():
             if self.fixed is not None:
-                return numbers_of(tf.constant(self.fixed[0]), tf.constant(float(self.fixed[1])), self.spec)
+                spec = self.spec if self.spec.floating is None else QuantSpec()  # a range of 8 bits, also for floats
+                return numbers_of(tf.constant(self.fixed[0]), tf.constant(float(self.fixed[1])), spec)
             return encoded(tf.convert_to_tensor(self.low), tf.convert_to_tensor(self.high), self.spec)
 
     def _seen(self, encodings: Sequence[tf.Tensor] = ()) -> tf.Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from kquant.arithmetic.low_float import nearest, scale_for
+from kquant.arithmetic.low_float import nearest, nearest_shared, scale_for, shared_exponents
 from kquant.core.float_formats import FloatFormat
 from kquant.core.spec import SMALLEST_RANGE, QuantSpec
 from kquant.layers.blocks import block_codes, blocks_of, from_blocks
@@ -42,9 +42,11 @@ def on_grid(weights: tf.Tensor, spec: QuantSpec, channel_axes: tuple[int, ...]) 
 
 
 def _floats(weights: tf.Tensor, spec: QuantSpec, form: FloatFormat, channel_axes: tuple[int, ...]) -> tf.Tensor:
-    """Scaled so that the largest weight of a block, a channel or the kernel is the format's largest."""
+    """In blocks times a shared power of two, else scaled so that the largest weight is the format's largest."""
     order, blocks = blocks_of(weights, spec, channel_axes)
-    scale = scale_for(tf.reduce_max(tf.abs(blocks), axis=-1, keepdims=True), form, power=bool(spec.block))
+    if spec.block:
+        return from_blocks(nearest_shared(blocks, shared_exponents(blocks, form, spec.block), form), order, weights)
+    scale = scale_for(tf.reduce_max(tf.abs(blocks), axis=-1, keepdims=True), form)
     return from_blocks(nearest(blocks / scale, form) * scale, order, weights)
 
 

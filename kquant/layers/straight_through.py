@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from kquant.arithmetic.low_float import nearest, scale_for
+from kquant.arithmetic.low_float import nearest, nearest_shared, scale_for, scale_of, shared_exponents
 from kquant.core.one_node import one_node
 from kquant.core.spec import QuantSpec
 from kquant.graph.tensorflow_private import is_traced_for_xla
@@ -49,10 +49,11 @@ def rounded_through(y: tf.Tensor, numbers: Numbers, spec: QuantSpec, ends: Pair 
     """
     low, high = tf.stop_gradient(numbers.low), tf.stop_gradient(numbers.high)
     if spec.floating is not None:
-        largest = tf.maximum(tf.abs(low), tf.abs(high))
+        # the calibrated end: the lowest code of a symmetric grid lies a step beyond it
+        largest = tf.maximum(tf.abs(low + numbers.scale), tf.abs(high))
         inside = tf.clip_by_value(y, -largest, largest)
-        scale = scale_for(largest, spec.floating, power=False)
-        return inside + tf.stop_gradient(nearest(inside / scale, spec.floating) * scale - inside)
+        scale = scale_for(largest, spec.floating)
+        return _values_through(y, nearest(inside / scale, spec.floating) * scale, largest)
     bits: dict[str, Any] = {"num_bits": spec.bits, "narrow_range": spec.narrow}
 
     behind = rectified(y)
@@ -64,6 +65,41 @@ def rounded_through(y: tf.Tensor, numbers: Numbers, spec: QuantSpec, ends: Pair 
         return values, lambda upstream: _where_inside(upstream, y, (numbers, ends), spec, behind)
 
     return rounded(y if behind is None else behind.given)
+
+
+def rounded_in_blocks(y: tf.Tensor, spec: QuantSpec) -> tf.Tensor:
+    """Floats of few bits whose blocks along the last axis share a power of two each, made of the values themselves.
+
+    OCP Microscaling Formats (MX) Specification 1.0, section 6.3. The gradient passes where nothing was cut off at the
+    format's largest number; none reaches the scales.
+
+    Args:
+        y: float32[samples, ..., values].
+        spec: of a floating-point kind, with a block.
+
+    Example:
+        >>> spec = QuantSpec(4, symmetric=True, kind="e2m1", block=2)
+        >>> rounded_in_blocks(tf.constant([[3.3, 7.9, 0.1]]), spec).numpy().tolist()
+        [[3.0, 6.0, 0.09375]]
+    """
+    form = spec.floating
+    if form is None:
+        raise ValueError(f"rounded_in_blocks: kind '{spec.kind}' is no floating-point one.")
+    # of a number for each sample, the samples are no block
+    flat = y.shape.rank == 1
+    exponent = shared_exponents(tf.expand_dims(y, -1) if flat else y, form, spec.block)
+    exponent = tf.squeeze(exponent, -1) if flat else exponent
+    return _values_through(y, nearest_shared(y, exponent, form), form.largest * scale_of(exponent))
+
+
+@tf.custom_gradient
+def _values_through(y: tf.Tensor, values: tf.Tensor, largest: tf.Tensor) -> Any:
+    """`values` forward, to the bit; backward the gradient reaches `y` where its magnitude is not above `largest`."""
+
+    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
+        return tf.where(tf.abs(y) <= largest, upstream, tf.zeros_like(upstream)), None, None
+
+    return values, gradient
 
 
 def rectified(y: tf.Tensor) -> Rectified | None:

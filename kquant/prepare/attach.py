@@ -10,6 +10,7 @@ import numpy as np
 
 from kquant.core.spec import FLOAT
 from kquant.graph.graph import Node, legal_name, rewrite
+from kquant.layers.block_quant import BlockQuant, quantizer_of
 from kquant.layers.loop import LoopPort, LoopResult, LoopStep
 from kquant.layers.nodes import Compressed, FakeQuant
 from kquant.layers.oscillations import warn_unfrozen
@@ -114,7 +115,21 @@ class _Builder:
             self.pending[id(y)] = details
         elif known[0] is not None and rule.output in MOVES:
             # a reshape or a maximum pool moves codes about: no node, the encoding goes on as it is
-            self.known[id(y)] = self.known[id(inputs[0])]
+            y = self.moved(node, y, self.known[id(inputs[0])])
+        return y
+
+    def moved(self, node: Node, y: Any, known: Known) -> Any:
+        """What a call hands on: as it is, but for blocks, which are other ones where it changes the last axis.
+
+        Where they are the same ones, rounding anew changes nothing: the largest of a block keeps its exponent.
+        """
+        if known.spec.block:
+            again = BlockQuant(
+                known.spec.to_config(), **self.settings(Training()), name=self.name(f"{node.name}_quant")
+            )
+            y, encoding = again(y)
+            known = Known(encoding, known.spec)
+        self.known[id(y)] = known
         return y
 
     def port(self, node: Node, args: tuple) -> Any:
@@ -262,7 +277,7 @@ class _Builder:
         """The layer that holds the encoding of a site's group, made at its first use."""
         if site.group not in self.layers:
             group = self.plan.groups[site.group]
-            self.layers[site.group] = FakeQuant(
+            self.layers[site.group] = quantizer_of(group.spec)(
                 group.spec.to_config(),
                 sites=group.sites,
                 fixed=group.fixed,

@@ -38,7 +38,8 @@ def warn_simulated(plan: Plan) -> None:
     specs = [group.spec for group in plan.groups.values()]
     widths = {spec.bits for spec in specs if spec.has_codes} - set(KERNEL_BITS)
     kinds = sorted({spec.kind for spec in specs if not spec.has_codes})
-    said = [f"{' and '.join(map(str, sorted(widths)))} bits", f"kind {' and '.join(kinds)}"]
+    blocks = " in blocks" if any(spec.block for spec in specs) else ""
+    said = [f"{' and '.join(map(str, sorted(widths)))} bits", f"kind {' and '.join(kinds)}{blocks}"]
     of = " and of ".join(words for words, there in zip(said, (widths, kinds), strict=True) if there)
     if of:
         warn(

@@ -40,6 +40,9 @@ from kquant.recipe.training_section import Grids, Oscillations, Progressive, Rob
 class Activations(Strict):
     """Grid and observer of activations; more than 8 bits are symmetric, as the 16-bit kernels want them.
 
+    `block` is for floating-point kinds: so many values along the last axis share a power of two, made of them at each
+    call. Nothing is observed for it.
+
     `heads` says what a join for an output of the model does with 8-bit heads (scores, boxes, landmarks): "apart" gives
     it 16 bits, so that each keeps its own grid, "joined" one grid of 8 bits for all.
     """
@@ -48,6 +51,7 @@ class Activations(Strict):
     symmetric: bool = False
     signed: bool = True
     kind: Literal["uniform", "power-of-two", FloatKind] = "uniform"
+    block: int = Field(default=0, ge=0)
     observer: str = "percentile"
     heads: Literal["apart", "joined"] = "apart"
 
@@ -55,7 +59,7 @@ class Activations(Strict):
         """The grid, at another width where `bits` says so."""
         bits = bits or self.bits
         symmetric = self.symmetric or bits > 8 or self.kind in FLOAT_FORMATS
-        return QuantSpec(bits, symmetric, signed=self.signed, kind=self.kind)
+        return QuantSpec(bits, symmetric, signed=self.signed, kind=self.kind, block=self.block)
 
 
 class WeightGrid(Strict):
@@ -81,7 +85,6 @@ class WeightGrid(Strict):
         )
 
 
-OF_WEIGHTS = ("block", "per_axis")  # how weights share scales
 # What weights of up to 4 bits are for: packed wherever the target takes them so, or only where that costs no time.
 Prefer = Literal["bytes", "latency"]
 
@@ -447,11 +450,11 @@ def _explain(error: Any, section: type[BaseModel]) -> str:
         return f"{place}: {said}." if told else f"{place}: {said}. Received: {error['input']!r}."
     known = _keys_at(error["loc"][:-1], section)
     if section is Activations or "activations" in error["loc"]:
-        if error["loc"][-1] in OF_WEIGHTS:
-            key = error["loc"][-1]
+        if error["loc"][-1] == "per_axis":
             return (
-                f"unknown key '{path}': a tensor of activations has one scale, as kernels read it, of floating-point "
-                f"kinds too. Leave {key} out here; weights = {{ {key} = ... }} is for weights."
+                f"unknown key '{path}': a tensor of activations has one scale, as kernels read it, or one for each "
+                "block (block = 32, floating-point kinds). Leave per_axis out here; weights = { per_axis = ... } is "
+                "for weights."
             )
     return f"unknown key '{path}'.{did_you_mean(error['loc'][-1], known)} Known here: {', '.join(known)}."
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from kquant.core.float_formats import FLOAT_FORMATS
 from kquant.core.origin import origins
 from kquant.graph.graph import Graph, Node
 from kquant.graph.stored import Stored
@@ -74,7 +75,8 @@ def takes_wide(target: Target, codes: Iterable[str]) -> bool:
 
 def _is_asked(wanted: Settings) -> bool:
     narrow = not wanted.skip and not wanted.stays_float and container(wanted.activations.bits) < WIDE
-    return narrow and wanted.activations.heads == "apart"
+    # floats have the width of their format, and are simulated only
+    return narrow and wanted.activations.heads == "apart" and wanted.activations.kind not in FLOAT_FORMATS
 
 
 def _widened(wanted: Settings) -> Settings:

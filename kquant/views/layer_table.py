@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from kquant.core.spec import QuantSpec
 from kquant.graph.given_model import check_keras
 from kquant.graph.keras_private import functional_of, maker, recorded, recorded_calls
 from kquant.graph.output_names import NamedOutputs
@@ -187,7 +188,15 @@ def _teller(encoding: Any) -> Any:
 
 
 def _grid(layer: FakeQuant, scale: float | None, zero_point: int) -> str:
-    kind = f"{'' if layer.spec.signed else 'u'}int{layer.spec.bits}"
+    spec = layer.spec
+    if spec.block:
+        return f"{spec.kind}, blocks of {spec.block}"
+    if spec.floating is not None:
+        if scale is None:
+            return f"{spec.kind}, no range yet"
+        highest = scale * ((QuantSpec() if layer.fixed else spec).high - zero_point)
+        return f"{spec.kind} {highest / spec.floating.largest:.3g}"
+    kind = f"{'' if spec.signed else 'u'}int{spec.bits}"
     return f"{kind}, no range yet" if scale is None else f"{kind} {scale:.3g} {zero_point}"
 
 
