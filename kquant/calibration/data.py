@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from kquant.calibration.data_scale import Expected, warn_of_scale
 from kquant.core.callers import each_told, telling
-from kquant.core.checks import array_of, shape_hint
+from kquant.core.checks import array_of, has_shape, wrong_shape
 from kquant.core.renamed import Batches
 from kquant.layers.nodes import FakeQuant
 
@@ -284,17 +284,10 @@ def _one(given: Any, spec: Any, number: int) -> tf.Tensor:
     if not real or (x.dtype.kind == "f" and "int" in spec.dtype):
         raise ValueError(f"{where}: expected numbers of type {spec.dtype}. Received: dtype {x.dtype}.")
     expected = tuple(spec.shape[1:])
-    if not _fits(x.shape[1:], expected):
-        hint = shape_hint(x.shape, expected)
-        raise ValueError(
-            f"{where}: expected shape (batch, {', '.join(map(str, expected))}). Received: {x.shape}.{hint}"
-        )
+    if not has_shape(x.shape[1:], expected):
+        raise ValueError(f"{where}: {wrong_shape(x.shape, expected)}")
     with np.errstate(over="ignore"):  # found right below
         converted = x.astype(spec.dtype)
     if not np.all(np.isfinite(converted)):
         raise ValueError(f"{where}: NaN or Inf among the values; remove those samples.")
     return tf.convert_to_tensor(converted)
-
-
-def _fits(shape: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
-    return len(shape) == len(expected) and all(e is None or e == s for s, e in zip(shape, expected, strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -187,6 +188,28 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:80]} ..."
 
 
+def has_shape(shape: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
+    """True where a shape is the expected one; None may be any length."""
+    return len(shape) == len(expected) and all(e is None or e == n for n, e in zip(shape, expected, strict=True))
+
+
+def wrong_shape(given: tuple[int, ...], expected: tuple[int | None, ...]) -> str:
+    """What samples should be and are, as sentences: of one, since how many come at once is no fault.
+
+    Args:
+        given: of an array that was given, samples along its first axis.
+        expected: of one sample.
+
+    Example:
+        >>> wrong_shape((64, 3), (4,))
+        'expected samples of shape (4,). Received: samples of shape (3,).'
+        >>> wrong_shape((8, 4), (None, 4)).partition(" Put")[0]
+        'expected samples of shape (None, 4). Received: one of them, no batch.'
+    """
+    received = "one of them, no batch" if has_shape(given, expected) else f"samples of shape {tuple(given[1:])}"
+    return f"expected samples of shape {tuple(expected)}. Received: {received}.{shape_hint(given, expected)}"
+
+
 def shape_hint(given: tuple[int, ...], expected: tuple[int | None, ...]) -> str:
     """A sentence for behind a full stop, with its space, where a usual slip explains a shape; else nothing.
 
@@ -197,13 +220,12 @@ def shape_hint(given: tuple[int, ...], expected: tuple[int | None, ...]) -> str:
     Example:
         >>> shape_hint((64, 28, 28), (28, 28, 1))
         ' Put the channel behind: x[..., None].'
+        >>> shape_hint((64, 784), (28, 28, 1))
+        ' Give samples their shape: x.reshape(-1, 28, 28, 1).'
         >>> shape_hint((64, 3), (4,))
         ''
     """
-
-    def fits(shape: tuple[int, ...]) -> bool:
-        return len(shape) == len(expected) and all(e is None or e == n for n, e in zip(shape, expected, strict=True))
-
+    fits = partial(has_shape, expected=expected)
     if fits(given):
         return " Put a batch axis in front: x[None], or dataset.batch(32)."
     sample = given[1:]
@@ -215,6 +237,12 @@ def shape_hint(given: tuple[int, ...], expected: tuple[int | None, ...]) -> str:
         return " Channels come last: np.moveaxis(x, 1, -1)."
     if len(sample) > 2 and sample[-1] == 1 and fits((*sample[:-1], 3)):
         return " Grey images for a model of colours: np.repeat(x, 3, axis=-1)."
+    if len(sample) == 2 and fits((*sample, 3)):
+        return " Grey images for a model of colours: np.repeat(x[..., None], 3, axis=-1)."
+    known = [n for n in expected if n is not None]
+    without_ones = tuple(n for n in sample if n != 1) == tuple(n for n in expected if n != 1)
+    if len(known) == len(expected) > 1 and np.prod(known) == np.prod(sample) and (len(sample) == 1 or without_ones):
+        return f" Give samples their shape: x.reshape(-1, {', '.join(map(str, known))})."
     if len(expected) == 1 and fits((int(np.prod(sample)),)):
         return " Make each sample flat: x.reshape(len(x), -1)."
     return ""

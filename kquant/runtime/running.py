@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from kquant.calibration.data_scale import Expected, warn_of_scale
-from kquant.core.checks import array_of, shape_hint
+from kquant.core.checks import array_of, wrong_shape
 from kquant.core.messages import check_known
 from kquant.core.operators import facts
 from kquant.core.renamed import renamed
@@ -416,10 +416,7 @@ def _arrays(x: Any, tensors: tuple[FileTensor, ...]) -> list[np.ndarray]:
         if array.ndim == 0:
             raise ValueError(f"predict: input '{tensor.name}' takes arrays [samples, ...]. Received: {array.item()!r}.")
         if array.shape[1:] != tuple(tensor.shape[1:]):
-            raise ValueError(
-                f"predict: input '{tensor.name}' takes [samples, {', '.join(map(str, tensor.shape[1:]))}]. "
-                f"Received: {array.shape}." + shape_hint(array.shape, tuple(tensor.shape[1:]))
-            )
+            raise ValueError(f"predict: input '{tensor.name}': {wrong_shape(array.shape, tuple(tensor.shape[1:]))}")
         if array.dtype.kind not in "fiub":
             raise ValueError(f"predict: input '{tensor.name}' takes numbers. Received: dtype {array.dtype}.")
         if np.isnan(array).any():

@@ -489,7 +489,7 @@ def test_refusals(work):
         "numpy cannot read it": (*compress, work / "bad.npz"),
         "Name it 'x'": (*compress, work / "ab.npz"),
         "no images in it": (*compress, work / "empty"),
-        "expected shape": (*compress, work / "wide.npy"),
+        "expected samples of shape": (*compress, work / "wide.npy"),
         "Did you mean 'int8'": (*compress, data, "--recipe", "int9"),
         "Did you mean 'tflm'": (*compress, data, "--target", "tflmm"),
         "would overwrite": ("compress", model, "--data", data, "--folder", work),

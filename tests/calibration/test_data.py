@@ -129,8 +129,8 @@ def test_numbers_of_any_type_become_the_models(dtype: Any) -> None:
 
 
 WRONG: dict[str, tuple[Any, str]] = {
-    "channels": (X[:, :, :1], r"input 'x'.*expected shape \(batch, 3, 2\).*Received: \(32, 3, 1\)"),
-    "no batch axis": (lambda: [X[0]], r"expected shape \(batch, 3, 2\).*Received: \(3, 2\).*Put a batch axis in front"),
+    "channels": (X[:, :, :1], r"input 'x'.*expected samples of shape \(3, 2\). Received: samples of shape \(3, 1\)\."),
+    "no batch axis": (lambda: [X[0]], r"of shape \(3, 2\). Received: one of them, no batch. Put a batch axis in front"),
     "unbatched dataset": (tf.data.Dataset.from_tensor_slices(X), r"dataset.batch\(32\)"),
     "text": (np.array([[["a"] * 2] * 3]), "expected numbers of type float32. Received: dtype <U1"),
     "objects": (np.full((4, 3, 2), None), "Received: dtype object"),

@@ -31,7 +31,7 @@ def _refusals() -> dict[str, tuple[dict[str, Any], str]]:
         "mean": ({"mean": [1.0, 2.0, 3.0]}, "mean has 3 numbers; the first input, image, has 2 channels"),
         "std": ({"std": 0.0}, "std must be above 0"),
         "golden": ({"golden": 0}, "golden"),
-        "data": ({"data": wrong}, "input 'image': expected shape (batch, 8, 8, 2)"),
+        "data": ({"data": wrong}, "input 'image': expected samples of shape (8, 8, 2)"),
         "name": ({"name": 5}, "name must be a text"),
         "a text for labels": ({"labels": "abc"}, "labels must be texts, one for each class"),
         "io": ({"io": "int32"}, "io must be one of"),

@@ -34,7 +34,7 @@ PREDICT: dict[str, tuple[Any, dict[str, Any], str]] = {
         {"runtime": "tflite"},
         r"runtime 'tflite' does not exist.*There are: litert, litert-reference, tflm",
     ),
-    "shape": (X[:, :5], {}, r"input 'x' takes \[samples, 6\]. Received: \(64, 5\)"),
+    "shape": (X[:, :5], {}, r"input 'x': expected samples of shape \(6,\). Received: samples of shape \(5,\)"),
     "no samples": (X[:0], {}, r"no samples for input 'x'; give at least one"),
     "empty dataset": (tf.data.Dataset.from_tensor_slices(X[:0]).batch(4), {}, "the data are empty; give at least one"),
     "endless dataset": (tf.data.Dataset.from_tensors(X).repeat(), {}, r"repeats forever; .*dataset.take\(n\)"),
