@@ -23,10 +23,11 @@ from kquant.core.renamed import renamed
 from kquant.core.spec import QuantSpec, range_of
 from kquant.files.untrusted import read_json
 from kquant.graph.given_model import check_keras
+from kquant.layers.head_quant import HeadQuant
 from kquant.layers.nodes import Compressed, FakeQuant
 from kquant.views.encoding_sites import EncodingSites, encoding_sites
 from kquant.views.loops import opened
-from kquant.views.quantized_model import read
+from kquant.views.quantized_model import forget_graphs, read
 
 VERSIONS = get_args(Version)
 # Scales of the file and of the model's own weights that differ more than this are worth a warning.
@@ -131,6 +132,7 @@ def set_encodings(qmodel: keras.Model, encodings: str | Path | dict[str, Any]) -
     """
     check_keras(qmodel, "set_encodings")
     put_encodings(encoding_sites(opened(read(qmodel)), peeks=True), encodings)
+    forget_graphs(qmodel)  # of an output that joins heads the bits may be others now
     return qmodel
 
 
@@ -149,7 +151,8 @@ def put_encodings(sites: EncodingSites, encodings: str | Path | dict[str, Any]) 
         layer = tensors[name][0]
         # one that follows, or is prescribed, cannot be set: `_set` compares it
         if layer.has_range:
-            _check_grid(where, name, grid, layer.spec)
+            bits = chosen[id(layer)][0][1].bits if id(layer) in chosen else grid.bits
+            _check_grid(where, name, grid, layer.grid_for(bits) if isinstance(layer, HeadQuant) else layer.spec)
         # tensors of one encoding on the device may have entries of their own: all of them before any is set
         chosen.setdefault(id(layer), []).append((name, grid))
     for name, grid in weights.items():
@@ -323,6 +326,8 @@ def _set(
                 f"({own.scale[0]:.6g}, {own.zero_point[0]}), so the entry is left out."
             )
         return
+    if isinstance(layer, HeadQuant):
+        layer.take(given[0][1].bits)
     ranges = [range_of(grid.scale[0], int(grid.zero_point[0]) + _shift(layer.spec), layer.spec) for _, grid in given]
     if len(set(ranges)) > 1:
         names = ", ".join(name for name, _ in given)

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from kquant.calibration import observers
+from kquant.calibration.alike_heads import join_alike, part_heads
 from kquant.calibration.data_warnings import warn_of_data, warn_of_padding, warn_of_poles
 from kquant.calibration.held_scales import hold_scales
 from kquant.calibration.lost_signal import warn_of_losses
@@ -77,12 +78,14 @@ def _calibrated(
         seen = observe(qmodel, data, limit=limit, batch_size=batch_size, verbose=verbose)
     if seen.samples < FEW_SAMPLES:
         warn(f"calibrate: {seen.samples} samples are few; ranges want 100 or more.")
+    heads = part_heads(qmodel)
     warn_of_data(qmodel, seen)
     layers = {node.name: node for node in nodes}
     for (name, site), statistics in seen.tensors.items():
         layer = layers[name]
         low, high = observers.find(layer.observer)(statistics, layer.spec)
         layer.set_range(site, low, high)
+    join_alike(qmodel, heads, lambda h, site: observers.find(h.observer)(seen.tensors[h.name, site], h.joined))
     set_weight_ranges(qmodel)
     # behind the weights' ranges, since kernels bound s_in * s_w / s_out; the warnings then see what the file will have
     hold_scales(qmodel)

@@ -19,6 +19,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kquant.calibration.alike_heads import join_alike, part_heads
 from kquant.calibration.held_scales import hold_scales
 from kquant.calibration.ranges import set_weight_ranges
 from kquant.core.progress import tqdm
@@ -81,9 +82,10 @@ def data_free_ranges(
     ranges = _input_ranges(graph, input_range)
     run = _Synthetic(graph, sigmas, ranges)
     of_tensors = run(samples, seed, verbose)
-    layers = {layer.name: layer for layer in encodings_of(qmodel)}
+    heads, layers = part_heads(qmodel), {layer.name: layer for layer in encodings_of(qmodel)}
     for (name, site), (low, high) in of_tensors.items():
         layers[name].set_range(site, low, high)
+    join_alike(qmodel, heads, lambda head, site: of_tensors[head.name, site])
     set_weight_ranges(qmodel)
     hold_scales(qmodel, "data_free_ranges")
     forget_graphs(qmodel)

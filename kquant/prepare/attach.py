@@ -8,9 +8,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from kquant.core.spec import FLOAT
+from kquant.core.spec import FLOAT, QuantSpec
 from kquant.graph.graph import Node, legal_name, rewrite
 from kquant.layers.block_quant import BlockQuant, quantizer_of
+from kquant.layers.head_quant import HeadQuant
 from kquant.layers.loop import LoopPort, LoopResult, LoopStep
 from kquant.layers.nodes import Compressed, FakeQuant
 from kquant.layers.oscillations import warn_unfrozen
@@ -70,6 +71,7 @@ class _Builder:
         self.pending: dict[int, dict[str, Any]] = {}  # of tensors to be quantized: FakeQuant's arguments
         self.layers: dict[int, Any] = {}  # id(layer of the plan), or group of an encoding -> the new layer
         self.names = {node.name for node in plan.graph.nodes}
+        self.heads = _heads(plan)
         self.loops = Loops(self.known, self.state, self.name)
         self.looping = False
 
@@ -276,14 +278,17 @@ class _Builder:
     def fake_quant(self, site: Site) -> FakeQuant:
         """The layer that holds the encoding of a site's group, made at its first use."""
         if site.group not in self.layers:
-            group = self.plan.groups[site.group]
-            self.layers[site.group] = quantizer_of(group.spec)(
-                group.spec.to_config(),
+            group, joined = self.plan.groups[site.group], self.heads.get(site.group)
+            given = group.spec.to_config()
+            chosen = {} if joined is None else {"apart": given, "joined": joined.to_config()}
+            self.layers[site.group] = (HeadQuant if chosen else quantizer_of(group.spec))(
+                given,
                 sites=group.sites,
                 fixed=group.fixed,
                 follows=group.follows,
                 observer=group.observer,
                 span=group.span,
+                **chosen,
                 **self.settings(self.training_of(group)),
                 name=self.name(f"{group.name}_quant"),
                 dtype="float32",
@@ -299,6 +304,17 @@ class _Builder:
             n += 1
         self.names.add(name)
         return name
+
+
+def _heads(plan: Plan) -> dict[int, QuantSpec]:
+    """Group of the joins for an output that keep apart what they join -> the grid that the recipe asks for."""
+    own = {site.group for site in plan.sites.values()}  # a layer of 16 bits is among what is joined
+    groups: dict[int, QuantSpec] = {}
+    for node in plan.graph.nodes:
+        edges = (plan.edges.get((id(node), i)) for i in range(len(node.inputs) if node.name in plan.heads else 0))
+        grid = plan.settings[id(node.op)].activations
+        groups |= {site.group: grid.spec(plan.heads[node.name]) for site in edges if site and site.group not in own}
+    return groups
 
 
 def moving(training: Training) -> Training:

@@ -75,7 +75,8 @@ def warn_heads(plan: Plan) -> None:
     if plan.heads:
         warn(
             "quantize: an output of the model joins heads whose ranges may differ (boxes, landmarks, scores): "
-            f"{first_of(plan.heads)}. It has 16 bits, so that each keeps its own grid; one grid of 8 bits for all is "
+            f"{first_of(plan.heads)}. It has 16 bits, so that each keeps its own grid, unless calibration "
+            "finds their ranges alike; one grid of 8 bits for all is "
             '`activations = { heads = "joined" }` in the recipe, and two outputs in place of one keep 8 bits for each.'
         )
 

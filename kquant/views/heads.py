@@ -2,7 +2,8 @@
 
 CONCATENATION takes one scale for all that it joins, as coarse as the widest needs: scores of 0 to 1 beside boxes of 0
 to 400 pixels have one code, 0. In 16 bits all keep more than the eight bits that they were computed in, and all that
-costs is one byte for each value of the output. Widths are decided before data show ranges, so structure tells:
+costs is one byte for each value of the output. Widths are decided before data show ranges, so structure tells which
+joins may need it, and `calibration.alike_heads` takes the bits back where data show ranges that are alike:
 
 scores and others   some come from a sigmoid, softmax or tanh, whose scale the kernels prescribe, or are clipped to 0 to
                     1 (hard_sigmoid), and the rest from a layer whose range the data tell

@@ -76,7 +76,7 @@ class Plan:
         weights: id(layer) -> grid of its kernel; None leaves it float.
         packings: id(layer) -> how the codes of its kernel are stored, where it has a grid.
         widths: how wide every call computes.
-        heads: joins for outputs that compute in 16 bits, so that what they join keeps its own grid.
+        heads: joins for outputs that compute in 16 bits, so that each part keeps its grid -> bits that the recipe says.
         padding: id(tensor) -> the value that marks padded steps in it, where nothing else reads those.
         provenance: what every layer of the new model remembers.
         problems: what the target cannot do.
@@ -94,7 +94,7 @@ class Plan:
     weights: dict[int, QuantSpec | None]
     packings: dict[int, Packing]
     widths: Widths
-    heads: tuple[str, ...]
+    heads: dict[str, int]
     padding: dict[int, float]
     provenance: Provenance
     problems: tuple[Problem, ...]
@@ -130,6 +130,7 @@ def make_plan(graph: Graph, recipe: Recipe, target: Target) -> Plan:
     _check_patterns(graph, recipe, positions)
     settings = {id(n.op): recipe.settings(identities(n.op), positions.get(id(n.op))) for n in graph.nodes}
     heads = widened_heads(graph, rules, settings, target)
+    bits = {key: settings[key].activations.bits for key in heads}
     settings |= heads
     front = fronts(graph, rules, settings)
     settings |= front.settings
@@ -164,7 +165,7 @@ def make_plan(graph: Graph, recipe: Recipe, target: Target) -> Plan:
         weights=weights,
         packings=packings,
         widths=widths,
-        heads=tuple(dict.fromkeys(node.name for node in graph.nodes if id(node.op) in heads)),
+        heads={node.name: bits[id(node.op)] for node in graph.nodes if id(node.op) in heads},
         padding=unread_padding(graph),
         provenance=_provenance(draft),
         problems=problems,
