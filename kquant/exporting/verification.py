@@ -17,14 +17,13 @@ from typing import Any, Literal
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from kquant.arithmetic import Grid, quantize
 from kquant.calibration.data import gather
 from kquant.core.checks import check_count
 from kquant.core.program import Program, Ref
 from kquant.core.renamed import renamed
 from kquant.core.result import Result
+from kquant.exporting.edge_casts import at_edge, behind_edge
 from kquant.files.leftovers import settle
 from kquant.graph.given_model import check_keras
 from kquant.graph.graph import run
@@ -50,7 +49,6 @@ from kquant.tflite.reader import (
 from kquant.tflite.stored_weights import without_decodes
 
 EDGE = 1e-12
-ON_GRID = 1e-3  # of a step; codes of 16 bits stand 1/258 of an 8-bit one apart
 BATCH = 32
 # On the runtime that the model follows codes are equal; what is left are functions of floats (a softmax's exponential).
 EQUAL, NEARLY = 0.999, 0.99
@@ -290,9 +288,10 @@ def compare(
     floats = tuple(_unwanted_floats(lowered, float_operators(file), file))
     wrong = _wrong_encodings(lowered, file)
     codes = [quantize_input(a, t) for a, t in zip(x, file.inputs, strict=True)]
+    taken = [behind_edge(file, t, c, a) for t, c, a in zip(file.inputs, codes, x, strict=True)]
     with ThreadPoolExecutor() as pool:
         running = [pool.submit(probe, _runnable(content, file, runtime), runtime, codes) for runtime in runtimes]
-        expected = [_at_edge(file, t, y) for t, y in zip(file.outputs, _simulated(lowered, x), strict=True)]
+        expected = [at_edge(file, t, y) for t, y in zip(file.outputs, _simulated(lowered, taken), strict=True)]
         computed = [future.result() for future in running]
     reports = []
     for runtime, outputs in zip(runtimes, computed, strict=True):
@@ -303,7 +302,7 @@ def compare(
         report = VerifyReport(runtime, len(x[0]), agreements, floats, wrong, None, follows)
         if any(a.equal < 1.0 for a in agreements) and (locate or not report.ok):
             runnable = _runnable(content, file, runtime)
-            first = first_difference(lowered, runnable, file, x, runtime, (expected, outputs))
+            first = first_difference(lowered, runnable, file, (codes, taken), runtime, (expected, outputs))
             report = replace(report, first_difference=first)
         reports.append(report)
     return tuple(reports)
@@ -331,41 +330,6 @@ def _simulated(lowered: Lowered, x: list[np.ndarray]) -> list[np.ndarray]:
         values = run(lowered.graph, struct)
         rows.append([np.asarray(values[id(t)]) for t in lowered.graph.output_tensors])
     return [np.concatenate(column) for column in zip(*rows, strict=True)]
-
-
-def _at_edge(file: FileModel, tensor: FileTensor, values: np.ndarray) -> np.ndarray:
-    """Outputs as a QUANTIZE at the file's edge gives them (`io=`), by its own integers: it rounds the model's codes.
-
-    Args:
-        file: that has the edge.
-        tensor: an output of it, or what stands between two such operators.
-        values: of the model, real numbers on its own grid.
-
-    Returns:
-        Real numbers on the tensor's grid; the values as they are where nothing is cast there.
-    """
-    made = next((op for op in file.operators if op.subgraph == 0 and tensor.index in op.outputs), None)
-    if made is None or made.code != "QUANTIZE" or tensor.scale is None:
-        return values
-    source = file.tensors[made.inputs[0]]
-    steps = values / tensor.scale[0]
-    if source.scale is None or np.all(np.abs(steps - np.rint(steps)) < ON_GRID):
-        return values  # the model's own last step, which is simulated
-    inner = _at_edge(file, source, values)
-    before, after = (
-        Grid(tf.constant(t.scale[0]), tf.constant(float(t.zero_point[0])), *_ends(t))
-        for t in (source, tensor)
-        if t.scale
-    )
-    codes = np.rint(inner / source.scale[0]) + source.zero_point[0]
-    cast = quantize([tf.constant(codes, tf.int32)], [before], after).numpy()
-    return (cast - tensor.zero_point[0]) * np.float64(tensor.scale[0])
-
-
-def _ends(tensor: FileTensor) -> tuple[int, int]:
-    """The smallest and the largest code of a type."""
-    info = np.iinfo(tensor.dtype)
-    return int(info.min), int(info.max)
 
 
 def _codes(expected: np.ndarray, given: np.ndarray, tensor: Any) -> tuple[np.ndarray, np.ndarray, float]:
@@ -433,14 +397,15 @@ def first_difference(
     lowered: Lowered,
     content: bytes,
     file: FileModel,
-    x: list[np.ndarray],
+    inputs: tuple[list[np.ndarray], list[np.ndarray]],
     runtime: str,
     results: tuple[list[np.ndarray], list[np.ndarray]],
 ) -> str | None:
     """Name of the first layer whose codes differ between the model and a runtime, on the first sample that differs.
 
-    The file is run with the tensors of all layers as outputs, in a process of its own. None where no layer differs, and
-    where the runtime computes other outputs then (it may choose other kernels): nothing could be said of the file.
+    `inputs` are codes, for the file, and real numbers, for the model. The file is run with the tensors of all layers as
+    outputs, in a process of its own. None where no layer differs, and where the runtime computes other outputs then (it
+    may choose other kernels): nothing could be said of the file.
     """
     if file.tables:  # what a DECODE writes
         content = without_decodes(content)
@@ -458,8 +423,7 @@ def first_difference(
     expected, outputs = results
     places = [np.flatnonzero(_differs(e, f, t)) for e, f, t in zip(expected, outputs, file.outputs, strict=True)]
     at = int(min(p[0] for p in places if p.size))
-    sample = [a[at : at + 1] for a in x]
-    codes = [quantize_input(a, t) for a, t in zip(sample, file.inputs, strict=True)]
+    codes, sample = ([a[at : at + 1] for a in each] for each in inputs)
     found = dict(zip(shown, probe(opened, runtime, codes), strict=True))
     if any(not np.array_equal(found[index], y[at : at + 1]) for index, y in zip(own, outputs, strict=True)):
         return None

@@ -138,9 +138,33 @@ def test_an_edge_of_fewer_bits_is_simulated(io: str, seed: int, tmp_path: Path) 
     heads = [keras.layers.Dense(units)(y) for units in (3, 2)]
     samples = np.random.default_rng(0).normal(size=(128, 8)).astype("float32")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the join has 16 bits
-        q = kquant.quantize(keras.Model(x, keras.layers.Concatenate()(heads)), target="tflm")
+        warnings.simplefilter("ignore")  # what io="int8" of a join with 16 bits loses
+        wide = {"name": "wide", "rules": [{"type": "Concatenate", "activations": {"bits": 16}}]}
+        q = kquant.quantize(keras.Model(x, keras.layers.Concatenate()(heads)), wide, target="tflm")
         report = kquant.export(kquant.calibrate(q, samples, verbose=False), tmp_path / "m.tflite", data=samples, io=io)
     assert {run.verdict for run in report.verification} == {"equal"}
     again = kquant.verify(q, tmp_path / "m.tflite", samples, runtime="tflm")
     assert again.verdict == "equal"
+
+
+@pytest.mark.parametrize("target", ["litert", "tflm"])
+@pytest.mark.parametrize(
+    ("recipe", "io"),
+    [("int16x8", "int8"), ("int16x8", "uint8"), ("int16x8", "float32"), ("int8", "int16"), ("int8", "float32")],
+)
+def test_an_input_of_another_type_is_simulated(recipe: str, io: str, target: str, tmp_path: Path) -> None:
+    """The model is asked about what the file's edge makes of its codes; what those were rounded from gave "wrong"."""
+    keras.utils.set_random_seed(0)
+    image = keras.Input((12, 12, 3))
+    x = keras.layers.Conv2D(8, 3, activation="relu")(keras.layers.Conv2D(8, 3, activation="relu")(image))
+    model = keras.Model(image, keras.layers.Dense(4)(keras.layers.GlobalAveragePooling2D()(x)))
+    samples = np.random.default_rng(0).normal(size=(64, 12, 12, 3)).astype("float32")
+    q = kquant.calibrate(kquant.quantize(model, recipe, target=target), samples, verbose=False)
+    report = kquant.export(q, tmp_path / "m.tflite", data=samples, io=io)
+    runtime = {"litert": "litert-reference", "tflm": "tflm"}[target]
+    assert {run.runtime: run.verdict for run in report.verification}[runtime] == "equal"
+    assert kquant.verify(q, tmp_path / "m.tflite", samples, runtime).verdict == "equal"
+    # a model of other weights is found wrong behind the same edge
+    other = keras.models.clone_model(q)
+    other.set_weights([w + 0.01 if w.ndim == 4 else w for w in q.get_weights()])
+    assert kquant.verify(other, tmp_path / "m.tflite", samples, runtime).verdict == "wrong"
