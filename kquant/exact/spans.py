@@ -245,7 +245,7 @@ def _tabulated(op: Operator, given: Sequence[Any]) -> Span | None:
 def tables_of(op: Operator) -> list[np.ndarray]:
     """int64[256]: the codes that a function of one code gives for -128 to 127, for each runtime."""
     options = {"alpha": op.options["alpha"]} if op.code == "LEAKY_RELU" else {}
-    return _runs(op, op.inputs[:1], [np.arange(-128, 128)], **options)
+    return runs_of(op, op.inputs[:1], [np.arange(-128, 128)], **options)
 
 
 def grids_alike(one: Ref, other: Ref) -> bool:
@@ -255,12 +255,19 @@ def grids_alike(one: Ref, other: Ref) -> bool:
 
 def _hull(op: Operator, sources: Sequence[Ref | None], codes: list[np.ndarray], **options: Any) -> Span:
     """The extremes over the first axis and over the runtimes."""
-    rows = [run.reshape(len(codes[0]), -1, run.shape[-1]) for run in _runs(op, sources, codes, **options)]
+    rows = [run.reshape(len(codes[0]), -1, run.shape[-1]) for run in runs_of(op, sources, codes, **options)]
     return Span(np.min([r.min(axis=(0, 1)) for r in rows], axis=0), np.max([r.max(axis=(0, 1)) for r in rows], axis=0))
 
 
-def _runs(op: Operator, sources: Sequence[Ref | None], codes: list[np.ndarray], **options: Any) -> list[np.ndarray]:
-    """The kernel on some codes, as each runtime computes it."""
+def runs_of(op: Operator, sources: Sequence[Ref | None], codes: list[np.ndarray], **options: Any) -> list[np.ndarray]:
+    """The kernel on some codes, as each runtime computes it.
+
+    Args:
+        op: whose.
+        sources: its operands that hold codes.
+        codes: of each of them.
+        options: of the kernel.
+    """
     grids, out = [grid_of(ref) for ref in sources if ref is not None], grid_of(op.outputs[0])
     given = [tf.constant(c, tf.int32) for c in codes]
     made = [KERNELS[op.code](given, grids, out, runtime=name, **options) for name in ARITHMETICS]

@@ -18,6 +18,7 @@ from kquant.core.messages import first_of
 from kquant.core.program import Program, Ref
 from kquant.core.spec import Encoding, QuantSpec
 from kquant.exact.narrow import Narrowed, drop_unread
+from kquant.exact.neutral import take_neutral
 from kquant.exact.simplify import simplify
 from kquant.graph.graph import Graph, Node
 from kquant.graph.keras_private import every_layer
@@ -109,8 +110,10 @@ def lower(qmodel: keras.Model, *, shrink: bool = True, ranged: bool = True) -> L
     # Tidying replaces tensors and fuses operators: names and limits are those of what is written.
     program = tidy(program, target)
     take_products_in(program, target)
+    # first, since what made the constants goes with what nobody reads
+    neutral = take_neutral(program) if shrink and ranged else 0
     narrowed = drop_unread(program, ranged) if shrink else Narrowed()
-    if shrink and ((ranged and simplify(program)) or narrowed):
+    if shrink and ((ranged and simplify(program)) or neutral or narrowed):
         tidy(program, target)
     keys = _name_by_keys(program, graph.outputs)
     distinct_names(program)
