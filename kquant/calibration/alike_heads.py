@@ -18,9 +18,8 @@ from kquant.layers.head_quant import HeadQuant
 from kquant.layers.nodes import FakeQuant, encodings_of
 from kquant.ops import find
 from kquant.ops.rule import MOVES
+from kquant.views.heads import ALIKE
 from kquant.views.quantized_model import forget_graphs, read
-
-ALIKE = 2.0  # times its own steps are those of the common grid for the narrowest part
 
 
 def part_heads(qmodel: keras.Model) -> Sequence[HeadQuant]:

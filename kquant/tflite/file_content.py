@@ -11,8 +11,11 @@ from kquant import __version__
 from kquant.core.messages import first_of, warn
 from kquant.core.program import Program
 from kquant.exact.narrow import totals
+from kquant.graph.graph import Graph
 from kquant.layers.nodes import FakeQuant
 from kquant.layers.provenance import ALL
+from kquant.ops import find
+from kquant.ops.rule import MOVES
 from kquant.tflite.aliases import keep_apart
 from kquant.tflite.box_choice import KEY, BoxChoice, choosing
 from kquant.tflite.edges import IO, cast_edges
@@ -23,12 +26,16 @@ from kquant.tflite.reader import SCHEMA, read_model
 from kquant.tflite.rows import read_as_rows
 from kquant.tflite.states import States, keep_states
 from kquant.tflite.storage import Decoding, Storing, refuse_undecoded
+from kquant.views.heads import ALIKE, keeps_all
 
 if TYPE_CHECKING:
     from kquant.tflite.streaming import Streamed
 
 CHANNELS = (1, 3, 4)  # of images
 PIXELS = (2.0, 260.0)  # between them the largest value of images whose levels are 0 to 255, and not 0 to 1
+BYTES = ("int8", "uint8")
+BITS, CODES = 8, 255  # at such an edge, and steps between its ends
+WIDER = 32767 / 127  # times the steps of 16 bits are those of `cast_edges`
 SAME = 0.5 / 255  # by which a scale may differ so that no level becomes another
 
 
@@ -94,6 +101,8 @@ def to_files(lowered: Lowered, form: Form) -> Files:
     """
     refuse_undecoded(lowered.target, form.storing.storages)
     _warn_narrow_sound(lowered, form.io)
+    if form.io in BYTES and form.choice is None:
+        _warn_joined_heads(lowered, form.io)
     files = _graph_files(lowered, form)
     if form.io == "uint8" and not form.frames:
         _warn_pixels(lowered)
@@ -105,11 +114,43 @@ def _warn_narrow_sound(lowered: Lowered, io: IO) -> None:
     inputs = {id(t): t.name for t in lowered.graph.input_tensors}
     waves = [n.inputs[0] for n in lowered.graph.nodes if isinstance(n.op, FakeQuant) and n.op.observer == "sound"]
     named = first_of([repr(inputs[id(t)]) for t in waves if id(t) in inputs])
-    if named and io in ("int8", "uint8"):
+    if named and io in BYTES:
         warn(
             f"export: io='{io}' gives the sound at {named} 8 bits, 48 dB, and what is quieter is lost to the "
             "spectrogram. Leave io out: the file takes the 16-bit samples of the microphone as they are."
         )
+
+
+def _warn_joined_heads(lowered: Lowered, io: IO) -> None:
+    """16 bits hold what heads tell on grids of their own; 8 at the edge are one grid, as coarse as the widest."""
+    said: list[str] = []
+    for t, ref in zip(lowered.graph.output_tensors, lowered.program.outputs, strict=True):
+        joined = _joined_at(lowered.graph, t)
+        if ref.encoding is None or joined is None:
+            continue
+        widths = np.maximum(joined.high.numpy(), 0.0) - np.minimum(joined.low.numpy(), 0.0)
+        narrow = float(np.min(widths[widths > 0.0], initial=np.inf))
+        left = narrow / (float(ref.encoding.scale[0]) * WIDER)
+        if ALIKE * left < CODES:
+            lost = 20.0 * np.log10(CODES / left)
+            said.append(f"'{ref.name}' (the narrowest, {narrow:.3g} wide, spans {left:.3g} steps; {lost:.0f} dB lost)")
+    if said:
+        warn(
+            f"export: io='{io}' puts heads of unlike ranges, which 16 bits keep apart, on one grid of 8 bits: "
+            f"{first_of(said)}. Leave io out: the file takes 8 bits where the model does, and gives these outputs as "
+            "int16; io='float32' keeps them, too. Two outputs in place of one have 8 bits each."
+        )
+
+
+def _joined_at(graph: Graph, t: Any) -> Any:
+    """The encoding of more than 8 bits that several tensors share which reach an output as they are; or None."""
+    node = graph.producers.get(id(t))
+    while node is not None and not isinstance(node.op, FakeQuant):
+        rule = find(node.op)
+        moved = rule is not None and rule.output in MOVES and keeps_all(node)
+        node = graph.producers.get(id(node.inputs[0])) if moved else None
+    shared = node is not None and node.op.has_range and node.op.sites > 1 and node.op.spec.bits > BITS
+    return node.op if node is not None and shared else None
 
 
 def _warn_pixels(lowered: Lowered) -> None:

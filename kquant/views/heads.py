@@ -33,6 +33,7 @@ from kquant.views.widths import TYPES, container, has_width
 
 FIXED, OWN = "fixed", "own"
 WIDE = 16
+ALIKE = 2.0  # times the steps of each part at most has a grid that all may share: one bit is lost
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def mixed_joins(graph: Graph, rules: Mapping[int, Rule | None]) -> list[Node]:
         if (made := _columns(node, rule, columns)) is not None:
             columns |= {id(t): made for t in node.outputs}
         behind = moved and any(id(t) in tensors for t in node.inputs)
-        joins = moved and len({id(t) for t in node.inputs}) > 1 and _keeps_all(node)
+        joins = moved and len({id(t) for t in node.inputs}) > 1 and keeps_all(node)
         joins = joins and (len(kinds) > 1 or _beside(node, columns, ends))
         if id(node.outputs[0]) in ends and (behind or joins):
             tensors.update(id(t) for t in node.outputs)
@@ -170,8 +171,12 @@ def _beside(node: Node, columns: Mapping[int, Columns], ends: set[int]) -> bool:
     return any(not a & b for i, a in enumerate(heads) for b in heads[:i])
 
 
-def _keeps_all(node: Node) -> bool:
-    """A join has a place for each value that it takes; a maximum gives one of several."""
+def keeps_all(node: Node) -> bool:
+    """A join has a place for each value that it takes; a maximum gives one of several.
+
+    Args:
+        node: a call that moves codes.
+    """
     sizes = [int(np.prod(t.shape[1:], dtype=np.int64)) for t in (*node.inputs, node.outputs[0])]
     return sum(sizes[:-1]) == sizes[-1]
 

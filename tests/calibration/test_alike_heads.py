@@ -11,9 +11,9 @@ from keras import layers
 
 import kquant
 from kquant.analysis.sqnr import noise_of
-from kquant.calibration.alike_heads import ALIKE
 from kquant.layers.head_quant import HeadQuant
 from kquant.layers.nodes import encodings_of
+from kquant.views.heads import ALIKE
 
 JOINED = {"name": "joined", "activations": {"heads": "joined"}}
 pytestmark = pytest.mark.filterwarnings("ignore:quantize. an output of the model joins heads")
