@@ -140,11 +140,13 @@ class _Run:
     folder: Path | None
     places: Sequence[Place]
     worth: dict[str, np.ndarray] | None = None
+    begun: list[tuple[Any, bool, dict[str, np.ndarray]]] | None = None
 
     def round_all(self, strength: float, sweep: Sweep | None = None, bar: Any = None) -> None:
-        """Every layer, the first ones first."""
+        """Every layer, the first ones first, of the model as it was given, whatever strength came before."""
         sweep = sweep or Sweep("shorten_codes", self.qmodel, self.data, self.limit, self.batch_size)
         places = _able(sweep, quiet=True)
+        self._begin([place.layer for place in places])
         folder = None if self.folder is None else self.folder / f"{strength:.4g}"
         settings = {"strength": strength, "seed": self.seed}
         finished = finished_of(sweep, folder, "codes", settings, sets_biases=True)
@@ -161,6 +163,21 @@ class _Run:
             forget_graphs(self.qmodel)
             if bar is not None:
                 bar.update()
+
+    def _begin(self, layers: Sequence[Any]) -> None:
+        """What a shared layer or one in a loop is given depends on its own codes: not on those of another strength."""
+        if self.begun is None:
+            self.begun = [
+                (layer, layer.reach_by_data, {name: layer.correction(name).numpy() for name in layer.corrected})
+                for layer in layers
+            ]
+            return
+        for layer, by_data, values in self.begun:
+            for name in layer.corrected:
+                variable = layer.correction(name)
+                variable.assign(values.get(name, np.zeros(variable.shape, np.float32)))
+            layer.reach_by_data = by_data
+        forget_graphs(self.qmodel)
 
     def _rounded(self, sweep: Sweep, place: Place, strength: float) -> np.ndarray:
         # By name, so that a run that goes on from a folder draws as one from the start.

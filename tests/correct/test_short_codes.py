@@ -237,3 +237,34 @@ def test_where_nothing_decodes_the_outputs_still_hold(tmp_path: Path) -> None:
         warnings.simplefilter("error")
         report = kquant.export(q, tmp_path / "m.tflite", data=samples(8))
     assert all(check.ok for check in report.verification)
+
+
+def test_a_search_over_shared_layers_ends_with_what_it_counted(tmp_path: Path) -> None:
+    """What a shared layer is given depends on its own codes: each strength begins with those of the given model."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((24,), name="x")
+    shared = keras.layers.Dense(32, activation="relu", name="shared")
+    first = shared(inputs)
+    second = shared(keras.layers.Dense(24, name="between")(first))
+    outputs = {"one": keras.layers.Dense(3, name="one")(second), "two": keras.layers.Dense(5, name="two")(first)}
+    model, x = keras.Model(inputs, outputs), np.random.default_rng(0).normal(size=(64, 24)).astype("float32")
+
+    def fresh() -> keras.Model:
+        return kquant.calibrate(kquant.quantize(model, target="tflm"), x, **QUIET)
+
+    def run_of(qmodel: keras.Model) -> Any:
+        return short_codes._Run(qmodel, x, None, 32, 0, None, every_place(Sweep("test", qmodel, x).graph))
+
+    direct, searched = (kquant.equalize(fresh()) for _ in range(2))  # a range that was chosen before comes back, too
+    run_of(direct).round_all(1e-4)
+    again = run_of(searched)
+    for strength in (1e-7, 1e-2, 1e-4):
+        again.round_all(strength)
+    for ours, theirs in zip(codes(searched), codes(direct), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    form: dict[str, Any] = {"strip_names": True, "io": "int8", "decode_budget": 0}
+    plain = kquant.export(fresh(), tmp_path / "plain.tflite", check_runtimes=False).file_bytes
+    for share in (0.7, 0.8):
+        q = kquant.shorten_codes(fresh(), x, flash_bytes=int(share * plain), **form, **QUIET)
+        written = kquant.export(q, tmp_path / "short.tflite", compression="auto", check_runtimes=False, **form)
+        assert written.file_bytes <= int(share * plain)
