@@ -102,7 +102,8 @@ def shared_exponents(x: tf.Tensor, form: FloatFormat, block: int) -> tf.Tensor:
         return _shared(tf.reduce_max(bits, axis=-1, keepdims=True), form)
     count = tf.shape(x)[-1]
     # the last block may be short: zeros make nothing larger
-    padded = tf.pad(bits, [[0, 0]] * (x.shape.rank - 1) + [[0, -count % block]])
+    around: Any = [[0, 0]] * (x.shape.rank - 1) + [[0, tf.math.floormod(-count, block)]]
+    padded = tf.pad(bits, around)
     blocks = tf.reshape(padded, tf.concat([tf.shape(x)[:-1], [-1, block]], 0))
     exponents = tf.repeat(_shared(tf.reduce_max(blocks, axis=-1), form), block, axis=-1)
     within: Any = (..., slice(None, count))

@@ -289,5 +289,7 @@ def _one(given: Any, spec: Any, number: int) -> tf.Tensor:
     with np.errstate(over="ignore"):  # found right below
         converted = x.astype(spec.dtype)
     if not np.all(np.isfinite(converted)):
-        raise ValueError(f"{where}: NaN or Inf among the values; remove those samples.")
+        hides = not np.any(np.isnan(converted)) and not np.any(converted == np.inf)
+        way = "remove those samples" if not hides else "in a mask that is added to logits write -1e9"
+        raise ValueError(f"{where}: {'minus infinity' if hides else 'NaN or Inf'} among the values; {way}.")
     return tf.convert_to_tensor(converted)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kquant.core.messages import warn
+from kquant.ops.constant import MINUS_INFINITY
 
 # Of the values that are not 0, how many may lie outside: distributions shift, and percentiles clip, but not a quarter.
 MOST_OUTSIDE = 0.25
@@ -89,7 +90,7 @@ def doubt(values: np.ndarray, expected: Expected) -> str | None:
     share = float(outside.sum()) / max(1, np.count_nonzero(few))
     ends = f"{values.min():.4g} to {values.max():.4g}"
     known = f"{expected.low:.4g} to {expected.high:.4g}, {expected.source}"
-    if share > MOST_OUTSIDE:
+    if share > MOST_OUTSIDE and not _hides(few[outside]):
         return (
             f"{100 * share:.0f} % of the values that are not 0 lie outside {known}: they go from {ends}."
             f"{_forgot(given / reach, values)} Give data that are scaled as those that the model was made with."
@@ -112,6 +113,11 @@ def doubt(values: np.ndarray, expected: Expected) -> str | None:
             "in x / 127.5 - 1, or to subtract the mean?"
         )
     return None
+
+
+def _hides(outside: np.ndarray) -> bool:
+    """True for the minus infinity of a mask that is added to logits: one number, and very low."""
+    return float(outside.max()) <= MINUS_INFINITY and float(outside.min()) == float(outside.max())
 
 
 def _factor(ratio: float) -> float | None:

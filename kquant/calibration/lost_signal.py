@@ -290,7 +290,9 @@ def _step(layer: FakeQuant) -> float:
 
 def _on_grid(v: np.ndarray, layer: FakeQuant) -> np.ndarray:
     scale, zero_point, _ = (float(a) for a in layer.grid())
-    return (np.clip(np.rint(v / scale) + zero_point, layer.spec.low, layer.spec.high) - zero_point) * np.float32(scale)
+    with np.errstate(over="ignore"):  # minus infinity of masks: clipped
+        v = np.rint(v / scale)
+    return (np.clip(v + zero_point, layer.spec.low, layer.spec.high) - zero_point) * np.float32(scale)
 
 
 def _reach(layer: FakeQuant) -> float:

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from kquant.calibration import observers
+from kquant.calibration.added_masks import bound_added_masks
 from kquant.calibration.alike_heads import join_alike, part_heads
 from kquant.calibration.data_warnings import warn_of_data, warn_of_padding, warn_of_poles
 from kquant.calibration.held_scales import hold_scales
@@ -86,6 +87,7 @@ def _calibrated(
         low, high = observers.find(layer.observer)(statistics, layer.spec)
         layer.set_range(site, low, high)
     join_alike(qmodel, heads, lambda h, site: observers.find(h.observer)(seen.tensors[h.name, site], h.joined))
+    bound_added_masks(qmodel, seen)
     set_weight_ranges(qmodel)
     # behind the weights' ranges, since kernels bound s_in * s_w / s_out; the warnings then see what the file will have
     hold_scales(qmodel)

@@ -15,14 +15,13 @@ from kquant.core.program import Program, Ref
 from kquant.graph.graph import Node
 from kquant.graph.keras_private import made_of
 from kquant.ops.affine import affine
-from kquant.ops.constant import LOWEST, LOWEST_HALF, lowest_of
+from kquant.ops.constant import LOWEST, MINUS_INFINITY, lowest_of
 from kquant.ops.index import part, refuse_batch
 from kquant.ops.rule import Call, Make, Rule, computed, example
 
 layers = keras.layers
 K = keras.ops
 UNPOOLED, LOWEST_CODE = "minus infinity", "lowest"  # before, and when what reads it turns out to be max pooling
-NO_NUMBER = LOWEST_HALF  # what counts as minus infinity
 MODES = {"reflect": 0, "symmetric": 1}  # the schema's MirrorPadMode
 
 
@@ -79,7 +78,7 @@ def _expand_pad(op: Any, make: Make, x: Any, constant_values: Any = None, *_: An
         raise ValueError(f"{op.name} (Pad): mode='{op.mode}'; constant, reflect and symmetric have a kernel.")
     value = 0.0 if constant_values is None else constant_values
     number = not isinstance(value, keras.KerasTensor) and np.size(value) == 1
-    if number and float(np.reshape(value, ())) <= NO_NUMBER:
+    if number and float(np.reshape(value, ())) <= MINUS_INFINITY:
         return make("pad", lambda: Pad(widths[1:], UNPOOLED, name=op.name))(x)
     if not number or not np.isfinite(float(np.reshape(value, ()))):
         raise ValueError(f"{op.name} (Pad): constant_values must be one finite number. Received: {constant_values}.")

@@ -16,7 +16,7 @@ from kquant.graph.keras_private import Multiply, made_of
 from kquant.graph.step_mask import StepMask
 from kquant.ops.affine import affine
 from kquant.ops.condition import is_condition
-from kquant.ops.constant import LOWEST_HALF, as_array
+from kquant.ops.constant import MINUS_INFINITY, as_array
 from kquant.ops.function import function
 from kquant.ops.index import along, part
 from kquant.ops.masks import masked_by, read_mask
@@ -114,7 +114,7 @@ def _hidden(op: Any, make: Make, condition: Any, a: Any, b: Any) -> Any:
     if _is_tensor(a) == _is_tensor(b):
         return None
     x, low = (a, b) if _is_tensor(a) else (b, a)
-    if np.size(low) != 1 or not float(as_array(low).reshape(())) <= LOWEST_HALF:
+    if np.size(low) != 1 or not float(as_array(low).reshape(())) <= MINUS_INFINITY:
         return None
     if x is b:  # hidden where the condition holds
         condition = _not(op, make, condition) if _is_tensor(condition) else np.logical_not(condition)

@@ -21,7 +21,9 @@ layers = keras.layers
 
 # How far the lowest code must lie below the smallest logit, so that a masked one gets exp(-8) < 1/512 at most.
 MASKED_BELOW = 8.0
-# What counts as minus infinity in an additive bias, and in what takes a masked logit's place.
+# What counts as minus infinity: in what is added to logits, in what takes their place, in padding before a maximum, in
+# the data of a mask. -10000 is the nearest to 0 that published models write for it (BERT's attention); float16's -3e4,
+# -1e9 and infinity lie below. Behind a softmax all of them are 0 in any float.
 MINUS_INFINITY = -1e4
 # What a masked logit becomes: on every grid, that is the lowest code.
 LOWEST, LOWEST_HALF = -1e38, -3e4

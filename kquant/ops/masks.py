@@ -39,6 +39,8 @@ from kquant.ops.real_steps import flags_of
 from kquant.ops.rule import Call, Make, Rule, computed
 
 layers = keras.layers
+# A float that hides by (1 - x) * -1e9 lets through where it is 1; no other code of 8 bits from 0 to 1 lies above this.
+NEARLY_ONE = 0.999
 K: Any = keras.ops  # has no types, and what a checker infers of it (None, too) is not so
 
 
@@ -147,13 +149,13 @@ def _parts(mask: Any, shape: tuple[int, ...]) -> Iterator[tuple[Any, tuple[int, 
     yield mask, shape
 
 
-def _condition(op: Any, make: Make, part: Any, key: str) -> Any:
-    """0 where `part` is 0."""
+def _condition(op: Any, make: Make, part: Any, key: str, above: float = 0.0) -> Any:
+    """0 where `part` is 0; of real numbers, where it is not above `above`, if there is such a number."""
     if is_condition(part):
         return part
     if "int" in str(part.dtype):
         return make(key, lambda: StepMask(features=False, name=f"{op.name}_{key}"))(part)
-    return function(make, "not_equal", part, f"{op.name}_{key}", key=key)
+    return function(make, "greater" if above else "not_equal", part, f"{op.name}_{key}", above, key)
 
 
 def masked_by(make: Make, x: Any, mask: Mask, name: str, below: float = MASKED_BELOW) -> Any:
@@ -213,7 +215,8 @@ def hidden_by(op: Any, make: Make, low: Any, factor: float = 1.0) -> Mask | None
     shape = tuple(low.shape[1:])
     if seen:
         parts = list(_parts(t, shape)) if _stretches(t.shape[1:], shape) else [(t, shape)]
-        return Mask(told=tuple((_condition(op, make, p, f"mask{i or ''}"), s) for i, (p, s) in enumerate(parts)))
+        seen_by = [(_condition(op, make, p, f"mask{i or ''}", NEARLY_ONE), s) for i, (p, s) in enumerate(parts)]
+        return Mask(told=tuple(seen_by))
     t = _condition(op, make, t, "hidden")
     seen_by = make("seen", lambda: affine(-1.0, 1.0, channels=t.shape[-1], name=f"{op.name}_seen"))(t)
     return Mask(told=((seen_by, shape),))

@@ -340,7 +340,8 @@ def quantize_input(x: np.ndarray, tensor: FileTensor) -> np.ndarray:
     if tensor.scale is None:
         return x.astype(tensor.dtype)
     info = np.iinfo(tensor.dtype)
-    codes = np.rint(x.astype(np.float32) / np.float32(tensor.scale[0])) + tensor.zero_point[0]
+    with np.errstate(over="ignore"):  # beyond float32 in steps, as a mask's least number: clipped like all beyond
+        codes = np.rint(x.astype(np.float32) / np.float32(tensor.scale[0])) + tensor.zero_point[0]
     return np.clip(codes, info.min, info.max).astype(tensor.dtype)
 
 
