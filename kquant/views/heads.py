@@ -9,9 +9,11 @@ scores and others   some come from a sigmoid, softmax or tanh, whose scale the k
                     1 (hard_sigmoid), and the rest from a layer whose range the data tell
 heads side by side  columns of two or more layers with a matrix (boxes, landmarks, logits), one beside the other, no
                     activation behind: each layer means another thing by its numbers
+decoded boxes       columns behind a function (an exponential, the ReLU of distances) beside such ones, and a layer's
+                    columns, scaled or behind a function, beside others of it as they are
 
-Rows of one kind below each other (levels of a pyramid), feature maps (behind a ReLU, or read by others too) and what
-kquant itself takes apart and joins again stay as they are.
+Rows of one kind below each other (levels of a pyramid), feature maps (all behind activations, or read by others too)
+and what kquant itself takes apart and joins again stay as they are.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from kquant.targets import Target
 from kquant.views.widths import TYPES, container, has_width
 
 FIXED, OWN = "fixed", "own"
+RAW, SCALED, CURVED = "raw", "scaled", "curved"
 WIDE = 16
 ALIKE = 2.0  # times the steps of each part at most has a grid that all may share: one bit is lost
 
@@ -43,10 +46,13 @@ class Columns:
     Attributes:
         made_by: the user's layers, each by its path of (name, class); none have made a constant.
         axis: of the tensor, that numbers their columns.
+        kinds: what became of them: nothing (`RAW`), a sum or product (`SCALED`), a function (`CURVED`); several in
+            what was joined.
     """
 
     made_by: frozenset[tuple[tuple[str, str], ...]]
     axis: int
+    kinds: frozenset[str] = frozenset()
 
 
 def widened_heads(
@@ -125,28 +131,46 @@ def _is_clipped(node: Node, rule: Rule) -> bool:
 
 
 def _columns(node: Node, rule: Rule | None, known: Mapping[int, Columns]) -> Columns | None:
-    """What a call gives, where that is the columns of matrices without an activation, or a constant; else None."""
+    """What a call gives, where that is the columns of matrices, what was computed of them, or a constant; else None."""
     last = len(node.outputs[0].shape) - 1
     if isinstance(node.op, Stored):
         return Columns(frozenset(), last)
     parts = [part for t in node.inputs if (part := known.get(id(t))) is not None]
     made_by = frozenset[Any]().union(*(part.made_by for part in parts))
+    kinds = frozenset[str]().union(*(part.kinds for part in parts))
     pure = bool(parts) and len(parts) == len(node.inputs)
-    if rule is None:
+    if rule is None or _is_clipped(node, rule):
         return None
     if rule.output in MOVES:
         places = {_moved_axis(node, part.axis) for part in parts if part.made_by}
         axis = places.pop() if pure and len(places) == 1 else None
-        return None if axis is None else Columns(made_by, axis)
-    if rule.weights is None:  # corners of boxes: a grid of constants and what the layer gave
-        axes = {part.axis for part in parts if part.made_by}
-        computed = pure and len(parts) > 1 and len(axes) == 1 and rule.output == "own"
-        return Columns(made_by, axes.pop()) if computed else None
+        return None if axis is None else Columns(made_by, axis, kinds)
+    if rule.weights is None:
+        return _computed(node, parts) if pure and rule.output == "own" else None
     if not rule.fuses:
         return None
     if rule.weights.input_axis in rule.weights.channel_axes:  # a scale for each channel: of a head, or of a feature map
-        return Columns(made_by, last) if pure else None
-    return Columns(frozenset({origins(node.op) or ((node.name, type(node.op).__name__),)}), last)
+        return Columns(made_by, last, _scaled(kinds)) if pure else None
+    return Columns(frozenset({origins(node.op) or ((node.name, type(node.op).__name__),)}), last, frozenset({RAW}))
+
+
+def _computed(node: Node, parts: list[Columns]) -> Columns | None:
+    """What an operation without weights makes of columns and constants: corners of boxes, sizes by an exponential."""
+    given = [part for part in parts if part.made_by]
+    if len({part.axis for part in given}) != 1:
+        return None
+    if len(parts) == 1:  # a function of each number; not what a reduction leaves
+        same = node.outputs[0].shape == node.inputs[0].shape
+        return Columns(given[0].made_by, given[0].axis, frozenset({CURVED})) if same else None
+    made_by = frozenset[Any]().union(*(part.made_by for part in given))
+    kinds = _scaled(frozenset[str]().union(*(part.kinds for part in given)))
+    # the sum of a layer's columns and of features behind another is features again, as in a residual block
+    mixed = len(kinds) > 1 and any(part.made_by != made_by for part in given)
+    return None if mixed else Columns(made_by, given[0].axis, kinds)
+
+
+def _scaled(kinds: frozenset[str]) -> frozenset[str]:
+    return frozenset(SCALED if kind == RAW else kind for kind in kinds)
 
 
 def _moved_axis(node: Node, axis: int) -> int | None:
@@ -167,8 +191,13 @@ def _beside(node: Node, columns: Mapping[int, Columns], ends: set[int]) -> bool:
     # what others read as well is a feature map, as those that a block of DenseNet joins
     parts = [columns.get(id(t)) for t in node.inputs if id(t) in ends]
     axes = [i for i, size in enumerate(node.outputs[0].shape[1:], 1) if size != node.inputs[0].shape[i]]
-    heads = [part.made_by for part in parts if part is not None and part.made_by and axes == [part.axis]]
-    return any(not a & b for i, a in enumerate(heads) for b in heads[:i])
+    heads = [part for part in parts if part is not None and part.made_by and axes == [part.axis]]
+    return any(_is_unlike(a, b) for i, a in enumerate(heads) for b in heads[:i])
+
+
+def _is_unlike(a: Columns, b: Columns) -> bool:
+    """Columns of different layers, or of one as they are and scaled; behind activations both are a feature map."""
+    return {*a.kinds, *b.kinds} != {CURVED} and (not a.made_by & b.made_by or a.kinds != b.kinds)
 
 
 def keeps_all(node: Node) -> bool:
