@@ -37,6 +37,7 @@ def split(
     arrays = {source: folder / f"{source.stem}.npz" for source in files or ()}
     for source in arrays:
         check_data(source)
+    _refuse_twice({before: "what scales inputs"}, {model: after, **arrays})
     with command_files.output_folder(folder, model):
         new = Outputs([before, after, *arrays.values()], "split")
         given = command_files.load_model(model)
@@ -59,3 +60,15 @@ def split(
     typer.echo(f"{after}: the rest, for kquant compress")
     for source, path in arrays.items():
         typer.echo(f"{path}: {source} behind {before.name}")
+
+
+def _refuse_twice(taken: dict[Path, object], made: dict[Path, Path]) -> None:
+    """Results go by the names of what they are made of, of which two may be alike.
+
+    Raises:
+        ValueError: two of them would be one file.
+    """
+    for source, path in made.items():
+        if path in taken:
+            raise ValueError(f"split: {source} and {taken[path]} would both be written to {path}; rename {source}.")
+        taken[path] = source

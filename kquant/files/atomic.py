@@ -71,11 +71,12 @@ class Outputs:
 
     def __init__(self, paths: Sequence[str | Path], who: str = "export") -> None:
         self.who = who
-        self.places = {Path(path): destination(path, who) for path in paths}
-        real = [place.real.resolve() for place in self.places.values() if not place.takes_bytes]
+        places = [(Path(path), destination(path, who)) for path in paths]
+        real = [place.real.resolve() for _, place in places if not place.takes_bytes]
         twice = [path for path in real if real.count(path) > 1]
         if twice:
             raise ValueError(f"{who}: two results would be one file, {twice[0]}; give each its own.")
+        self.places = dict(places)
         self.stages: dict[Path, Stage] = {}
 
     def __enter__(self) -> Outputs:

@@ -49,3 +49,14 @@ def test_what_cannot_be_split_leaves_nothing(work: Path) -> None:
     assert done.exit_code == 1 and "first" in done.stderr and not (work / "split").exists()
     over = kq("split", work / "net.keras", "--folder", work)
     assert over.exit_code == 1 and "would overwrite" in over.stderr
+
+
+def test_results_of_one_name_are_refused(work: Path) -> None:
+    (work / "other").mkdir()
+    (work / "other/rows.npz").write_bytes((work / "rows.npz").read_bytes())
+    (work / "preprocessing.keras").write_bytes((work / "net.keras").read_bytes())
+    data = ("--data", work / "rows.npz", "--data", work / "other/rows.npz")
+    for given, said in (((work / "net.keras", *data), "other/rows.npz"), ((work / "preprocessing.keras",), "inputs")):
+        done = kq("split", *given, "--folder", work / "split")
+        assert done.exit_code == 1 and said in done.stderr and "; rename " in done.stderr, done.output
+        assert not (work / "split").exists()
