@@ -42,11 +42,17 @@ def count(functions: int) -> None:
     _COMPILED["functions"] += functions
 
 
-def joined(function: Callable[[Any], tf.Tensor]) -> Callable[[Any], tf.Tensor]:
-    """The function as it is, or inside `joining` by XLA and with results in float32.
+def is_joining() -> bool:
+    """True where what is `joined` is compiled."""
+    return _JOINING.get() and not tf.executing_eagerly()
+
+
+def joined(function: Callable[[Any], tf.Tensor], dtype: tf.DType = tf.float32) -> Callable[[Any], tf.Tensor]:
+    """The function as it is, or inside `joining` by XLA and with results in this type.
 
     Args:
-        function: of a tensor or a list of them, element by element; whole numbers that float32 holds come out.
+        function: of a tensor or a list of them, element by element; whole numbers that the type holds come out.
+        dtype: of the results.
 
     Example:
         >>> double = lambda x: tf.cast(x, tf.float64) * 2.0
@@ -57,7 +63,7 @@ def joined(function: Callable[[Any], tf.Tensor]) -> Callable[[Any], tf.Tensor]:
         >>> made.dtype.name, float(made)
         ('float32', 6.0)
     """
-    if not _JOINING.get() or tf.executing_eagerly():
+    if not is_joining():
         return function
     count(1)
-    return tf.function(lambda given: tf.cast(function(given), tf.float32), jit_compile=True, autograph=False)
+    return tf.function(lambda given: tf.cast(function(given), dtype), jit_compile=True, autograph=False)

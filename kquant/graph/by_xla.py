@@ -337,7 +337,11 @@ def compiled_call(model: keras.Model, *, judged: bool = False, whole: bool = Tru
             step = tf.maximum(size // 16, 1)
             size = -(-rows // step) * step
         places = tf.minimum(tf.range(size), rows - 1)
-        outputs = by_xla(keras.tree.map_structure(lambda x: tf.gather(x, places), inputs))
+
+        def filled(x: tf.Tensor) -> tf.Tensor:
+            return tf.cond(size == rows, lambda: tf.identity(x), lambda: tf.gather(x, places))
+
+        outputs = by_xla(keras.tree.map_structure(filled, inputs))
         known = first.shape[:1]  # a loss may ask for it
         return keras.tree.map_structure(lambda y: tf.ensure_shape(y[:rows], known.concatenate(y.shape[1:])), outputs)
 

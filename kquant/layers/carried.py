@@ -2,6 +2,7 @@
 
     FakeQuant  -> values on a grid      carry `codes`, without the zero point    -> Compressed sums them
     FakeQuant  -> encoding              carries its `grid`, if data gave it      -> nobody chooses between two results
+    its codes                           carry `bytes`, where XLA made those      -> Compressed sums them
     Compressed -> scale of its sums     carries `sums`                           -> FakeQuant scales them
     FakeQuant  -> values in 16 bits     carry `single`, those in float32         -> a graph's gradient, not rounded
 
@@ -16,7 +17,7 @@ from typing import Any, Literal
 
 import tensorflow as tf
 
-Thing = Literal["codes", "grid", "sums", "single"]
+Thing = Literal["codes", "bytes", "grid", "sums", "single"]
 
 
 def carry(tensor: Any, thing: Thing, value: Any) -> Any:

@@ -13,6 +13,7 @@ from kquant.core.checks import present
 from kquant.core.spec import QuantSpec
 from kquant.graph.precision import HALF, full_precision
 from kquant.layers import transform as kernels
+from kquant.layers.byte_sums import byte_sums
 from kquant.layers.carried import carried, carry
 from kquant.layers.conversion import refuse_conversion
 from kquant.layers.integers import chosen, read
@@ -175,7 +176,7 @@ class Compressed(Weighted):
 
     def _in_integers(self, encoding: tf.Tensor) -> Apply:
         """What `call` returns at inference: the device's sums, scaled; float ones where the encoding is unknown."""
-        known, unit, _ = read(encoding)
+        known, unit, zero = read(encoding)
         with beforehand(unit):
             codes, scale, bias = self.codes(unit)
             # The kernels multiply the two scales in double; a float32 product shifts some ties. A scale has the
@@ -186,12 +187,13 @@ class Compressed(Weighted):
         if not self.sums:
             return lambda x: self._multiplied(x, unit, codes, scale, known)
         added = None if bias is None or whole is None else chosen(known, whole, bias)
-        return lambda x: self._summed_up(x, unit, codes, added, exact, known)
+        return lambda x: self._summed_up(x, unit, zero, codes, added, exact, known)
 
     def _summed_up(
         self,
         x: tf.Tensor,
         unit: tf.Tensor,
+        zero: tf.Tensor,
         codes: tf.Tensor,
         bias: tf.Tensor | None,
         exact: tf.Tensor,
@@ -199,6 +201,10 @@ class Compressed(Weighted):
     ) -> list[tf.Tensor]:
         """Integer sums of the input's codes and those of the kernel, scaled by `exact`."""
         steps = carried(x, "codes")
+        if steps is not None and known is True and not self.wide:
+            sums = byte_sums(self.layer, steps, zero, codes, bias)
+            if sums is not None:
+                return self._scaled(sums, exact, known)
         if steps is None:
             # Without codes: a layer that keeps its input's encoding stands between, or nobody has calibrated.
             steps = tf.cast(x, tf.float32) / unit
@@ -209,8 +215,11 @@ class Compressed(Weighted):
         with full_precision():
             # `call`, not the layer: `Layer.__call__` casts to the policy's dtype, and above 2048 float16 leaves
             # integers out.
-            sums = self._biased(steps, codes, bias, self.layer.call)
-        y = tf.cast(sums * tf.cast(exact, tf.float32), self.compute_dtype)
+            return self._scaled(self._biased(steps, codes, bias, self.layer.call), exact, known)
+
+    def _scaled(self, sums: tf.Tensor, exact: tf.Tensor, known: bool | tf.Tensor) -> list[tf.Tensor]:
+        """What `call` returns of integer sums."""
+        y = tf.cast(tf.cast(sums, tf.float32) * tf.cast(exact, tf.float32), self.compute_dtype)
         if known is True:
             return [y, carry(exact, "sums", sums)]
         return [y, tf.where(known, exact, tf.zeros_like(exact))]

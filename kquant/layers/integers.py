@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,9 @@ import tensorflow as tf
 
 from kquant import arithmetic
 from kquant.core.beforehand import beforehand
-from kquant.core.joined import joined
+from kquant.core.joined import is_joining, joined
 from kquant.core.tables import looked_up
+from kquant.layers.byte_sums import Held, lowest_step, steps_of_bytes
 from kquant.layers.carried import carried
 
 
@@ -56,7 +57,7 @@ def steps_of(y: tf.Tensor, origin: Origin, out: arithmetic.Grid, rounding: str) 
     if origin.kernel == "QUANTIZE" and not origin.sources:  # of what was computed in float
         return tf.cast(arithmetic.KERNELS[origin.kernel]([y], [None], out), tf.float32) - out.zero_point
     if origin.kernel is None or not origin.sources:
-        return nearest_steps(y, out)
+        return _joined(lambda given: nearest_steps(given[0], out), [y], out)
     bits = tuple(origin.source_bits) or (8,) * len(origin.sources)
     known, scales, points = zip(*(read(encoding) for encoding in origin.encodings), strict=True)
     grids = [
@@ -69,7 +70,7 @@ def steps_of(y: tf.Tensor, origin: Origin, out: arithmetic.Grid, rounding: str) 
         steps = _of_table(origin.kernel, sources[0], grids[0], out, options)
     elif origin.kernel in arithmetic.OF_STEPS:
         kernel = arithmetic.OF_STEPS[origin.kernel]
-        steps = joined(lambda given: kernel(given, grids, out, **options))(sources)
+        steps = _joined(lambda given: kernel(given, grids, out, **options), sources, out)
     else:
         integers = [tf.cast(x, tf.int32) + tf.cast(g.zero_point, tf.int32) for x, g in zip(sources, grids, strict=True)]
         made = (arithmetic.CHAINS | arithmetic.KERNELS)[origin.kernel](integers, grids, out, **options)
@@ -136,11 +137,35 @@ def _of_sums(y: tf.Tensor, origin: Origin, scale: tf.Tensor, out: arithmetic.Gri
         # `y` is what the layer made in float of its sums, so that it has the activation behind it already.
         unit = tf.where(scale > 0.0, scale, tf.ones_like(scale))
         sums, activation = tf.round(tf.cast(y, tf.float64) / unit), None
-    steps = joined(lambda given: arithmetic.requantized_steps(given, scale, out, rounding, activation))(sums)
+
+    def requantized(given: Sequence[tf.Tensor]) -> tf.Tensor:
+        real = given[0] if given[0].dtype.is_floating else tf.cast(given[0], tf.float64)
+        return arithmetic.requantized_steps(real, scale, out, rounding, activation)
+
+    steps = _joined(requantized, [sums], out)
     if carried(scale, "sums") is not None:  # no zeros: data gave the encoding of what was summed
         return steps
     # A scale of 0 is that of no encoding: `y` came in float, and there were no sums.
     return tf.where(tf.reduce_min(scale) > 0.0, tf.cast(steps, tf.float32), nearest_steps(y, out))
+
+
+def _joined(
+    function: Callable[[Sequence[tf.Tensor]], tf.Tensor], given: Sequence[tf.Tensor], out: arithmetic.Grid
+) -> tf.Tensor:
+    """Steps that a function makes, element by element: by XLA from bytes to bytes, where they are such."""
+    if not is_joining():
+        return function(given)
+    held = [carried(x, "bytes") for x in given]
+
+    def of_held(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
+        each = zip(tensors, held, strict=True)
+        return function([x if b is None else Held(x, b.lowest).steps() for x, b in each])
+
+    tensors = [x if b is None else b.values for x, b in zip(given, held, strict=True)]
+    lowest = lowest_step(out.low, out.zero_point) if out.high - out.low < 256 else None
+    if lowest is None:
+        return joined(of_held)(tensors)
+    return steps_of_bytes(joined(lambda x: of_held(x) - lowest, tf.uint8)(tensors), lowest)
 
 
 def nearest_steps(y: tf.Tensor, out: arithmetic.Grid) -> tf.Tensor:
