@@ -90,8 +90,9 @@ def export(
     about |= {"debug": debug, "accelerator": accelerator, **answers_in(detection, ctc)}
     made = bundle(qmodel, folder, data=arrays, test=judges, **about, **raw, **form)
     how = {"recipe": recipe, "target": target} if qmodel is not keras_model else {}
-    look = {"data": test, "labels": labels, "scale": raw["scale"], **how}
-    _tell(made, told("analyze", model, look), max_drop, as_json)
+    look = told("analyze", model, {"data": test, "labels": labels, "scale": raw["scale"], **how})
+    # `analyze` takes samples and models as they are: by other numbers it would name other causes
+    _tell(made, look if mean is std is input_shape is None else made.card.look, max_drop, as_json)
 
 
 def _tell(made: Any, look: str, max_drop: float | None, as_json: bool) -> None:

@@ -94,6 +94,20 @@ def test_lost_accuracy_is_told_and_may_be_an_error(verb: str, losing: list[str],
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_what_analyze_cannot_take_is_no_line_to_paste(losing: list[str], tmp_path: Path) -> None:
+    """Whoever ran it on samples that nobody normalized would look at another loss."""
+    column = np.load(tmp_path / "x.npy")[:, None, :]
+    np.save(tmp_path / "x.npy", column)
+    model = keras.models.load_model(losing[0])
+    flat = [keras.Input((1, 2)), keras.layers.Flatten(), model.layers[0]]
+    keras.Sequential(flat, name="net").save(losing[0])
+    for raw, said in ((["--mean", "0", "--std", "1"], "kquant.analyze(model, data)"), ([], "kquant analyze")):
+        arguments = ["export", *losing, "--folder", str(tmp_path / f"build{len(raw)}"), "--target", "tflm", *raw]
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 0 and f"run:\n{said}" in done.stdout, done.output
+
+
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("quantized", [False, True])
 def test_what_analyze_shows_works_when_it_is_pasted(
     quantized: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
