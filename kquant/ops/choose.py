@@ -19,6 +19,7 @@ from kquant.ops.condition import is_condition
 from kquant.ops.constant import MINUS_INFINITY, as_array
 from kquant.ops.function import function
 from kquant.ops.index import along, part
+from kquant.ops.lengths import Above, is_length
 from kquant.ops.masks import masked_by, read_mask
 from kquant.ops.rule import Make, Rule, computed
 
@@ -61,6 +62,8 @@ def _compare(op: Any, make: Make, a: Any, b: Any) -> Any:
         if "int" in str(a.dtype) and kind in ("equal", "not_equal") and not is_condition(a):
             return _told_apart(op, make, a, number, kind)
         return function(make, kind, a, op.name, number)
+    if kind not in ("equal", "not_equal") and is_length(a) and value.size == value.shape[-1]:
+        return _before_end(op, make, a, value.reshape(-1), kind)
     away = make("away", lambda: affine(1.0, -_row(op, value, a), channels=a.shape[-1], name=f"{op.name}_away"))(a)
     return function(make, kind, away, op.name)
 
@@ -74,11 +77,22 @@ def _told_apart(op: Any, make: Make, x: Any, number: float, kind: str) -> Any:
     return make("same", lambda: affine(-1.0, 1.0, channels=real.shape[-1], name=op.name))(real)
 
 
+def _before_end(op: Any, make: Make, n: Any, values: np.ndarray, kind: str) -> Any:
+    """Which of some numbers a length reaches: of whole numbers `n >= v` is `n > v - 1`, and `n < v` its opposite."""
+    least = np.floor(values) if kind in ("greater", "less_equal") else np.ceil(values) - 1
+    opposite = kind in ("less", "less_equal")
+    above = make("above", lambda: Above(least.tolist(), name=f"{op.name}_above" if opposite else op.name))(n)
+    if not opposite:
+        return above
+    return make("below", lambda: affine(-1.0, 1.0, channels=values.size, name=op.name))(above)
+
+
 def _row(op: Any, value: np.ndarray, x: Any) -> np.ndarray:
     if value.size != x.shape[-1] or value.shape[-1] != value.size:
         raise ValueError(
             f"{op.name} ({type(op).__name__}): it compares with a constant of shape {value.shape}; one number, or one "
-            f"for each of the {x.shape[-1]} channels, has an integer form."
+            f"for each of the {x.shape[-1]} channels, has an integer form. A sample's length is an input of shape "
+            '(1,) and dtype="int32", compared as n > np.arange(steps).'
         )
     return value.reshape(-1)
 

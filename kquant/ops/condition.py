@@ -12,6 +12,7 @@ from kquant.graph.keras_private import made_of
 from kquant.graph.step_mask import StepMask
 from kquant.ops.affine import Affine
 from kquant.ops.function import COMPARISONS, Function
+from kquant.ops.lengths import Above
 
 layers = keras.layers
 
@@ -19,7 +20,7 @@ layers = keras.layers
 def is_condition(x: Any) -> bool:
     """True for tensors of 0 and 1: comparisons, and what keeps or moves the numbers of such tensors."""
     layer, inputs = made_of(x)
-    if "bool" in str(x.dtype) or isinstance(layer, StepMask):
+    if "bool" in str(x.dtype) or isinstance(layer, StepMask | Above):
         return True
     if isinstance(layer, Function):
         return layer.function in COMPARISONS

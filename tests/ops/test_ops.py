@@ -98,7 +98,8 @@ def test_file_computes_the_codes_of_the_model(example: contract.Example, other, 
     q = example.quantized(target)
     report = kquant.export(q, tmp_path / "model.tflite", check_runtimes=False)
     states = {"INT16"} if "UNIDIRECTIONAL_SEQUENCE_LSTM" in report.operators else set()  # of the cell
-    flags = {"BOOL"} if {"NOT_EQUAL", "WHILE"} & set(report.operators) else set()  # of real steps, of steps left
+    compared = {"NOT_EQUAL", "LESS", "WHILE"} & set(report.operators)  # real steps, lengths, steps left
+    flags = {"BOOL"} if compared else set()
     waves = {"INT16", "INT64"} if any(isinstance(layer, Bands) for layer in q.layers) else set()  # of sound
     if any(isinstance(layer, contract.MICRO) for layer in q.layers):
         waves = {"INT16", "UINT32", "UINT64"}
