@@ -77,7 +77,8 @@ def encodings(qmodel: keras.Model, version: Version = "0.6.1") -> dict[str, Any]
         raise ValueError(
             f"encodings: no range yet at {first_of(unseen)}. Run kquant.calibrate(model, data) or train first."
         )
-    activations = {name: _grid_of(source) for name, (_, source) in sites.tensors.items()}
+    # floats of few bits have no codes, as weights on such grids have none
+    activations = {name: _grid_of(source) for name, (_, source) in sites.tensors.items() if source.spec.has_codes}
     width = max((g.bits for g in activations.values()), default=8)  # the cell state of an LSTM is int16 in any case
     for name, (layer, scale) in sites.inside.items():
         activations[name] = Grid(layer.spec.bits, layer.spec.symmetric, scale, np.zeros(1, np.int64))

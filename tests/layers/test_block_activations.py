@@ -270,6 +270,7 @@ def test_a_recipe_of_toml_and_what_is_told(tmp_path: Path) -> None:
     one = kquant.quantize(image(), {"name": "one", "activations": {"kind": "e3m2", "bits": 6}})
     kquant.calibrate(one, X, verbose=False)
     assert {row.name: row.encoding for row in rows(one)}["image"].startswith("e3m2 0.")
+    assert kquant.encodings(q)["activation_encodings"] == kquant.encodings(one)["activation_encodings"] == {}
     analysis = kquant.analyze(q, X, verbose=False, remedies=False)
     assert analysis.layers
 
