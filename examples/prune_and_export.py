@@ -1,6 +1,6 @@
 """Half of the weights pruned while training goes on, then int8: the zeros are in the file.
 
-python examples/prune_and_export.py         # needs: pip install 'kquant[demo]'
+python examples/prune_and_export.py         # needs: pip install '.[demo]'
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """From a trained model to a verified full-integer file, and the file on an interpreter: scikit-learn's digits.
 
-python examples/quantize_and_verify.py      # needs: pip install 'kquant[demo]'
+python examples/quantize_and_verify.py      # needs: pip install '.[demo]'
 """
 
 from __future__ import annotations

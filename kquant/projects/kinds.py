@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from functools import cache
@@ -29,6 +30,8 @@ class Kind(BaseModel):
         about: its file tells tools of Android and MediaPipe of labels and normalization, where there are some.
         arena: a program gives the interpreter its memory, and registers the operators.
         static_memory: how TF_LITE_STATIC_MEMORY stands where its TFLM comes from; "" for other runtimes.
+        first_include: the header that a program includes before all others; "" where none has to be.
+        cpp: how its own sources in C++ end.
         install: the template that says how a program gets the project; "" where its README says all.
         files: where a file lies in the project -> the template that it is made of. `{id}` is the model's name in the
             language, `{type}` that of its class, `{header}` what a program in C includes.
@@ -50,6 +53,8 @@ class Kind(BaseModel):
     about: bool = False
     arena: bool
     static_memory: str = ""
+    first_include: str = ""
+    cpp: str = ".cc"
     install: str = ""
     files: Mapping[str, str]
     debug: Mapping[str, str]
@@ -70,8 +75,9 @@ def _with_shared(table: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any
     """Its own files, and those of the groups that it names, each group in a folder of the kind's choice."""
     files, debug = dict(table.get("files", {})), dict(table.get("debug", {}))
     for group, folder in table.pop("groups", {}).items():
-        files |= {f"{folder}{name}": template for name, template in shared[group].items()}
-        debug |= {f"{folder}debug/{name}": template for name, template in shared[group].items()}
+        named = {re.sub(r"\.cc$", table.get("cpp", ".cc"), name): template for name, template in shared[group].items()}
+        files |= {f"{folder}{name}": template for name, template in named.items()}
+        debug |= {f"{folder}debug/{name}": template for name, template in named.items()}
     folder = table.pop("answers", None)
     answers = {
         asked: {f"{folder}{name}": template for name, template in group.items()}

@@ -49,15 +49,18 @@ def _export(report: ExportReport) -> Page:
         kind = "float activations" if ALL in report.float_layers else f"float: {', '.join(report.float_layers)}"
     if report.choosing is not None:
         kind = f"{kind} but {CODE}" if not report.float_layers else f"{kind}, {CODE}"
+    on_card = (
+        f"file {report.file_bytes:,} bytes, of it weights {report.weight_bytes:,} bytes",
+        f"arena {arena_in_words(report.arena_bytes)}",
+        *([f"accuracy {report.card.said}"] if report.card.said else []),
+        f"{report.macs:,} multiply-accumulates for one sample",
+    )
     return Page(
         headline=f"{report.path}: recipe {report.recipe}, target {report.target}, {kind}",
         ok=all(v.ok for v in report.verification) and not lost,
         findings=tuple(findings),
         facts=(
-            f"file {report.file_bytes:,} bytes, of it weights {report.weight_bytes:,} bytes",
-            f"arena {arena_in_words(report.arena_bytes)}",
-            *([f"accuracy {report.card.said}"] if report.card.said else []),
-            f"{report.macs:,} multiply-accumulates for one sample",
+            *on_card,
             *_first_roundings(report.verification),
             *weight_facts(report.weights),
             *removed_facts(totals(report.removed)),
@@ -74,7 +77,8 @@ def _export(report: ExportReport) -> Page:
             _counts("Operators", "operator", report.operators),
             types,
         ),
-        background=(*weight_facts(report.weights), bytes_of, removed, types),
+        # the card stands above, where details are left out
+        background=(*on_card, *weight_facts(report.weights), bytes_of, removed, types),
     )
 
 

@@ -107,9 +107,9 @@ def test_every_kind_is_whole(q: keras.Model, kind: str, tmp_path: Path) -> None:
     assert made.name == "my_net"
     texts = {name: (folder / name).read_text() for name in made.files if not name.endswith(".tflite")}
     assert all(text.strip() and "{{" not in text and "{%" not in text for text in texts.values())
-    sources = {Path(name).name for name in texts if name.endswith((".cc", ".c"))}
-    assert {"model.cc", "io.c", "golden.cc", "self_test.cc"} <= sources
-    others = (".cc", ".c", ".h", ".md", ".json", ".ino")
+    sources = {Path(name).name for name in texts if name.endswith((".cc", ".cpp", ".c"))}
+    assert {"io.c", *(f"{name}{kinds()[kind].cpp}" for name in ("model", "golden", "self_test"))} <= sources
+    others = (".cc", ".cpp", ".c", ".h", ".md", ".json", ".ino")
     told = "\n".join(text for name, text in texts.items() if not name.endswith(others))
     if kind != "arduino":  # which compiles all of `src`
         assert all(source in told for source in sources), told
@@ -191,4 +191,4 @@ def test_an_earlier_bundle_gives_way_whole(q: keras.Model, tmp_path: Path, monke
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
     made = kquant.bundle(q, folder, data=X, golden=1)
     assert {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} == set(made.files)
-    assert "src/model.cc" not in made.files
+    assert "src/model.cpp" in {str(p.relative_to(folder)) for p in before} and "src/model.cpp" not in made.files

@@ -43,7 +43,7 @@ def test_names_of_users_cannot_leave_their_places(made: kquant.BundleReport, tmp
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
         source = tmp_path / str(n) / "src"
-        compiled(source, "model.cc", "golden.cc", "io.c", tmp_path / "main.cc", program=tmp_path / "odd")
+        compiled(source, "model.cpp", "golden.cpp", "io.c", tmp_path / "main.cc", program=tmp_path / "odd")
 
 
 @given(st.lists(st.text(max_size=70), max_size=8))

@@ -22,6 +22,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:calibrate. .* carry hardly any signal"),
 ]
 layers = keras.layers
+RUNS = {
+    "tflm": "run.cc",
+    "arduino": "examples/Run/Run.ino",
+    "esp-idf": "examples/run/main/main.cc",
+    "zephyr": "samples/run/src/main.cc",
+}
 IN_C = sorted(name for name, kind in kinds().items() if kind.arena)
 
 
@@ -34,7 +40,7 @@ def _checked(folder: Path, stand_in: Path) -> set[str]:
     """Compile all sources of a project, and the program of its README; returns their names."""
     source = folder / "src" if (folder / "src").is_dir() else folder
     (source / "readme.cc").write_text(_program((folder / "README.md").read_text()))
-    found = [path for path in folder.rglob("*") if path.suffix in (".cc", ".c", ".ino")]
+    found = [path for path in folder.rglob("*") if path.suffix in (".cc", ".cpp", ".c", ".ino")]
     for path in found:
         compiler = ("gcc", "-std=c11") if path.suffix == ".c" else ("g++", "-std=c++17", "-x", "c++")
         # a program has its public folder alone among those to include
@@ -50,7 +56,9 @@ def test_all_sources_and_the_readme_compile(q: keras.Model, kind: str, tmp_path:
     made = kquant.bundle(q, tmp_path / "net", data=X, kind=kind, name="net", golden=1, debug=True, **more)
     folder = tmp_path / "net"
     names = _checked(folder, stands_for_tflm(tmp_path / "tflm"))
-    assert {"self_test.cc", "debug/self_test.cc", "readme.cc"} <= names
+    end = kinds()[kind].cpp
+    assert {f"self_test{end}", f"debug/self_test{end}", "readme.cc"} <= names
+    assert RUNS[kind] in names  # a whole program
     readme = (folder / "README.md").read_text()
     assert kinds()[kind].static_memory in readme
     assert "net_input_image_code_of_raw(input_image[i], i % NET_INPUT_IMAGE_CHANNELS)" in readme

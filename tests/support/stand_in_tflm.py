@@ -88,6 +88,7 @@ struct Port {
 };
 static Port Serial;
 inline unsigned long millis() { return 0; }
+inline void delay(unsigned long) {}
 """
 
 
