@@ -261,7 +261,7 @@ def scan(
         write_atomically(path, recipes.recipe_to_toml(proposal.to_recipe(base)).encode(), "scan")
     say(proposal, as_json)
     if path is not None and not as_json:
-        typer.echo(f"\n{path}: a recipe for kquant.prune, and for kquant compress --recipe")
+        typer.echo(f"\n{path}: a recipe for kquant.prune; train with its masks, then kquant compress --recipe")
 
 
 @app.command()

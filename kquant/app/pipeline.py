@@ -302,18 +302,29 @@ def prepare(
     """
     chosen = load(recipe)
     check_steps(chosen.steps)
+    fresh = [method for method in methods(chosen) if not method.acts(model)]
+    if train is None and fresh:
+        _warn_untrained([method.section.key for method in fresh])
     train = train or (lambda *_: None)
-    for method in methods(chosen):
-        # a model that is pruned already would get a second set of masks
-        if not method.acts(model):
-            model = method.verb(model, chosen)
-            train(model, method.name)
+    for method in fresh:  # a model that is pruned already would get a second set of masks
+        model = method.verb(model, chosen)
+        train(model, method.name)
     qmodel = quantize(model, chosen, target=target, input_shape=input_shape)
     apply_steps(qmodel, [_limited(step, limit) for step in chosen.steps], data, verbose=verbose)
     # last, behind calibration and corrections: training starts from their ranges
     train(qmodel, "quantize")
     _warn_unfinished(qmodel)
     return qmodel
+
+
+def _warn_untrained(names: list[str]) -> None:
+    """Say what masks and shared values cost that no training has made up for, and what they save by themselves."""
+    warn(
+        f"compress: the recipe asks for {' and '.join(names)}, and nothing trains: accuracy is lost that a few epochs "
+        "win back. Give train=, or train the model that `kquant.prune` or `kquant.cluster` returns and compress that. "
+        'Zeros and shared values take fewer bytes in a code only: compression="auto" for TFLM, a deflated download '
+        "elsewhere."
+    )
 
 
 def _warn_unfinished(qmodel: keras.Model) -> None:
