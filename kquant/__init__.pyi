@@ -23,6 +23,7 @@ from .correct.error_feedback import gptq as gptq
 from .correct.range_search import sequential_mse as sequential_mse
 from .correct.short_codes import shorten_codes as shorten_codes
 from .correct.silencing import silence as silence
+from .correct.steps import run_steps as run_steps
 from .detecting.outputs import detect as detect
 from .detecting.spec import Detection as Detection
 from .detecting.spec import Found as Found

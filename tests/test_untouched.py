@@ -118,6 +118,14 @@ VERBS: dict[str, Callable[[keras.Model, Path], Any]] = {
 # They say "In place", or take a model of recurrent layers: see below; a detector,
 # or a network trained with CTC: tests/detecting, tests/transcribing.
 OTHERS = {"reestimate", "cell", "fit_on_workers", "detect", "transcribe"}
+
+
+def not_run(q: keras.Model) -> keras.Model:
+    """As `quantize` leaves a model."""
+    q.steps_left = ("calibrate",)
+    return q
+
+
 # Verbs of a quantized model likewise.
 OF_QUANTIZED: dict[str, Callable[[keras.Model, Path], Any]] = {
     "adaround": lambda q, _: kquant.adaround(q, X, iterations=1, **QUIET),
@@ -133,6 +141,7 @@ OF_QUANTIZED: dict[str, Callable[[keras.Model, Path], Any]] = {
     "gptq": lambda q, _: kquant.gptq(q, X, **QUIET),
     "in_float32": lambda q, _: kquant.in_float32(q),
     "observe": lambda q, _: kquant.observe(q, X, **QUIET),
+    "run_steps": lambda q, _: kquant.run_steps(not_run(q), 2.0 * X, **QUIET),
     "sequential_mse": lambda q, _: kquant.sequential_mse(q, X, **QUIET),
     "silence": lambda q, _: kquant.silence(q, X, codes=1e6, **QUIET),
     "set_encodings": lambda q, _: kquant.set_encodings(q, WIDE),

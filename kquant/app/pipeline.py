@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,10 +13,10 @@ from kquant import targets
 from kquant.core.callers import telling
 from kquant.core.checks import check_score, whole_budget
 from kquant.core.messages import first_of, warn
-from kquant.core.renamed import new_words, renamed
+from kquant.core.renamed import renamed
 from kquant.core.result import Result
 from kquant.correct.byte_search import coded_form
-from kquant.correct.steps import STEPS, apply_steps, check_steps, function_of, parse_steps
+from kquant.correct.steps import STEPS, apply_steps, check_steps, limited, parse_steps
 from kquant.detecting.in_file import why_of
 from kquant.detecting.spec import Detection
 from kquant.exporting.asked_storing import AUTO, storing_of
@@ -310,7 +309,7 @@ def prepare(
         model = method.verb(model, chosen)
         train(model, method.name)
     qmodel = quantize(model, chosen, target=target, input_shape=input_shape)
-    apply_steps(qmodel, [_limited(step, limit) for step in chosen.steps], data, verbose=verbose)
+    apply_steps(qmodel, [limited(step, limit) for step in chosen.steps], data, verbose=verbose)
     # last, behind calibration and corrections: training starts from their ranges
     train(qmodel, "quantize")
     _warn_unfinished(qmodel)
@@ -369,12 +368,3 @@ def to_correct(
     chosen = load(recipe or "int8")
     picked = chosen.steps if steps is None else parse_steps(steps)
     return quantize(model, chosen, target=target or targets.DEFAULT), picked
-
-
-def _limited(step: Step, limit: int | None) -> Step:
-    """The step with the number of samples that the caller gave."""
-    function = function_of(step.name)
-    if limit is None or "limit" not in inspect.signature(function).parameters:
-        return step
-    # the caller's limit wins over the recipe's, which may still go by its old name
-    return Step(name=step.name, **{**new_words(function, step.options), "limit": limit})

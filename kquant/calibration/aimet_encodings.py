@@ -28,6 +28,7 @@ from kquant.layers.nodes import Compressed, FakeQuant
 from kquant.views.encoding_sites import EncodingSites, encoding_sites
 from kquant.views.loops import opened
 from kquant.views.quantized_model import forget_graphs, read
+from kquant.views.recipe_steps import step_done
 
 VERSIONS = get_args(Version)
 # Scales of the file and of the model's own weights that differ more than this are worth a warning.
@@ -134,7 +135,7 @@ def set_encodings(qmodel: keras.Model, encodings: str | Path | dict[str, Any]) -
     check_keras(qmodel, "set_encodings")
     put_encodings(encoding_sites(opened(read(qmodel)), peeks=True), encodings)
     forget_graphs(qmodel)  # of an output that joins heads the bits may be others now
-    return qmodel
+    return step_done(qmodel, "calibrate")
 
 
 def put_encodings(sites: EncodingSites, encodings: str | Path | dict[str, Any]) -> None:

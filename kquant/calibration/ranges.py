@@ -27,6 +27,7 @@ from kquant.graph.keras_private import every_layer
 from kquant.graph.tensorflow_private import operations_as_kernels
 from kquant.layers.nodes import Compressed, FakeQuant, encodings_of
 from kquant.views.quantized_model import forget_graphs
+from kquant.views.recipe_steps import step_done
 
 FEW_SAMPLES = 32
 
@@ -63,7 +64,7 @@ def calibrate(
     arrays = all(isinstance(part, np.ndarray) for part in keras.tree.flatten(data))
     # of arrays it leaves nothing to collect; who makes data as they are asked for may do
     with operations_as_kernels(), without_collection() if arrays else contextlib.nullcontext():
-        return _calibrated(qmodel, data, limit, batch_size, verbose=verbose)
+        return step_done(_calibrated(qmodel, data, limit, batch_size, verbose=verbose), "calibrate")
 
 
 def _calibrated(

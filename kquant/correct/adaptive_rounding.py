@@ -28,6 +28,7 @@ from kquant.graph.given_model import check_keras
 from kquant.layers.kernel import has_codes
 from kquant.ops.rows import from_matrix
 from kquant.views.quantized_model import Place, forget_graphs, refuse_uncalibrated
+from kquant.views.recipe_steps import step_done
 from kquant.views.step_places import every_place
 
 HELD_OUT = 8  # every 8th sample judges
@@ -129,7 +130,7 @@ def adaround(
             # At once: the inputs of the next layer are those that this rounding makes.
             place.layer.round_by(codes)
             forget_graphs(qmodel)
-    return qmodel
+    return step_done(qmodel, "adaround")
 
 
 def round_layer(

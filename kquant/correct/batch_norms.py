@@ -25,6 +25,7 @@ from kquant.graph.given_model import check_keras
 from kquant.graph.inputs import inputs_of
 from kquant.graph.keras_private import every_layer, masked_moments
 from kquant.layers.live_norm import LiveNorm
+from kquant.views.recipe_steps import step_done
 
 
 class _Pooled:
@@ -104,7 +105,7 @@ def reestimate(
         layer.moving_mean.assign(mean.astype(np.float32))
         layer.moving_variance.assign(variance.astype(np.float32))
     model.predict_function = model.test_function = model.train_function = None
-    return model
+    return step_done(model, "reestimate")
 
 
 def _with_inputs(model: keras.Model) -> Ports:

@@ -27,6 +27,7 @@ from kquant.correct.sweep import Sweep
 from kquant.graph.given_model import check_keras
 from kquant.layers.nodes import Compressed
 from kquant.views.quantized_model import Place, forget_graphs, read
+from kquant.views.recipe_steps import step_done
 from kquant.views.step_places import every_place
 
 Method = Literal["auto", "analytic", "empirical"]
@@ -113,7 +114,7 @@ def correct_bias(
     if verbose:
         print(taken)
     forget_graphs(qmodel)
-    return qmodel
+    return step_done(qmodel, "bias")
 
 
 def analytic_errors(qmodel: keras.Model) -> BiasErrors:

@@ -32,6 +32,7 @@ from kquant.graph.unfold import substitute
 from kquant.layers.nodes import Compressed, FakeQuant, encodings_of, observing
 from kquant.ops.affine import Affine
 from kquant.views.quantized_model import forget_graphs, read
+from kquant.views.recipe_steps import step_done
 
 Ends = tuple[np.ndarray, np.ndarray]  # of each channel: float64[channels] both
 Range = tuple[float, float]
@@ -89,7 +90,7 @@ def data_free_ranges(
     set_weight_ranges(qmodel)
     hold_scales(qmodel, "data_free_ranges")
     forget_graphs(qmodel)
-    return qmodel
+    return step_done(qmodel, "data-free")
 
 
 def _input_ranges(graph: Graph, given: Any) -> dict[int, Range]:

@@ -28,6 +28,7 @@ from kquant.correct.clipped import Extremes, extremes_of, limits_of, replace_cli
 from kquant.graph.given_model import check_keras
 from kquant.layers.nodes import FakeQuant
 from kquant.views.quantized_model import Place, forget_graphs, read
+from kquant.views.recipe_steps import step_done
 
 STILL = 1e-5  # a sweep whose factors all lie this near to 1 (log2) is the last one
 TOUCH = 1e-3  # a pair whose factors all lie this near to 1 (log2) stays as it is
@@ -155,7 +156,7 @@ def equalize(
     if verbose:
         print(plan)
     forget_graphs(qmodel)
-    return qmodel
+    return step_done(qmodel, "equalize")
 
 
 def plan_equalization(

@@ -23,6 +23,7 @@ from kquant.graph.given_model import check_keras
 from kquant.layers.kernel import has_codes
 from kquant.ops.rows import from_matrix
 from kquant.views.quantized_model import Place, forget_graphs, refuse_uncalibrated
+from kquant.views.recipe_steps import step_done
 from kquant.views.step_places import every_place
 
 Order = Literal["largest", "given"]
@@ -107,7 +108,7 @@ def gptq(
             # At once: the inputs of the next layer are those that these codes make.
             place.layer.round_by(codes)
             forget_graphs(qmodel)
-    return qmodel
+    return step_done(qmodel, "gptq")
 
 
 def _codes(sweep: Sweep, place: Place, damping: float, order: Order) -> np.ndarray:

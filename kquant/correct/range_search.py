@@ -25,6 +25,7 @@ from kquant.graph.given_model import check_keras
 from kquant.layers.kernel import has_codes
 from kquant.ops.rows import as_matrix
 from kquant.views.quantized_model import Place, forget_graphs, refuse_uncalibrated
+from kquant.views.recipe_steps import step_done
 from kquant.views.step_places import every_place
 
 WIDEST_GRAM = 4096  # inputs of an output; 128 MiB in float64
@@ -99,7 +100,7 @@ def sequential_mse(
         place.layer.round_by(None)
         place.layer.set_reach(chosen, by_data=True)
         forget_graphs(qmodel)
-    return qmodel
+    return step_done(qmodel, "sequential-mse")
 
 
 def _reach(sweep: Sweep, place: Place, candidates: int) -> np.ndarray:

@@ -32,6 +32,7 @@ from kquant.tflite.edges import IO
 from kquant.tflite.storage import HEADER_BYTES
 from kquant.tflite.stored_weights import DECODE_BYTES
 from kquant.views.quantized_model import Place, forget_graphs, refuse_uncalibrated
+from kquant.views.recipe_steps import step_done
 from kquant.views.step_places import every_place
 
 SEEN = 64  # samples that tell what errors are worth
@@ -125,7 +126,7 @@ def shorten_codes(
         else:
             smallest_strength(run, strength, flash_bytes, form, bar)
     forget_graphs(qmodel)
-    return qmodel
+    return step_done(qmodel, "shorten-codes")
 
 
 @dataclass(eq=False)

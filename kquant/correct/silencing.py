@@ -18,6 +18,7 @@ from kquant.graph.graph import run
 from kquant.masking.kernel_sites import Site, sites
 from kquant.tflite.lowering import lower
 from kquant.views.quantized_model import forget_graphs, read
+from kquant.views.recipe_steps import step_done
 
 HALF = 0.5  # of a code: with less no code of a reader moves by more than one
 SAMPLES = 64
@@ -89,7 +90,7 @@ def silence(
         noise = "" if x is None or before is None else f", outputs at {_noise(before, _outputs(qmodel, x)):.1f} dB"
         worst = max((quiet.codes for quiet in silent), default=0.0)
         print(f"silence: {sum(q.channels for q in silent)} channels, at most {worst:.2g} codes each{noise}")
-    return qmodel
+    return step_done(qmodel, "silence")
 
 
 def _codes(site: Site) -> np.ndarray:

@@ -21,7 +21,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from kquant.core.checks import whole_budget
 from kquant.core.messages import check_known, did_you_mean
-from kquant.core.renamed import new_word
+from kquant.core.renamed import new_word, new_words
 from kquant.correct.options import check_option
 from kquant.recipe.recipe import Step
 
@@ -42,7 +42,6 @@ STEPS: dict[str, str | Callable[..., keras.Model]] = {
     "shorten-codes": "kquant.correct.short_codes:shorten_codes",
     "reestimate": "kquant.correct.batch_norms:reestimate",
 }
-RANGES = ("calibrate", "data-free")  # steps that set the range of every activation
 # Options that count something, in whatever step they are; and those that are budgets of bytes.
 COUNTS = frozenset({"batch_size", "candidates", "iterations", "limit", "row_batch", "rows", "samples"})
 BUDGETS = frozenset({"flash_bytes"})
@@ -196,6 +195,7 @@ def apply_steps(qmodel: keras.Model, steps: Sequence[Step], data: Any, *, verbos
         ValueError: an unknown step or option, or what a step refuses.
     """
     from kquant.correct.equalization import ForgottenRanges  # with which TensorFlow comes
+    from kquant.views.recipe_steps import RANGES, step_done
 
     check_steps(steps)
     for number, step in enumerate(steps):
@@ -203,4 +203,72 @@ def apply_steps(qmodel: keras.Model, steps: Sequence[Step], data: Any, *, verbos
             if any(later.name in RANGES for later in steps[number + 1 :]):  # what the warning asks for comes next
                 warnings.simplefilter("ignore", ForgottenRanges)
             function_of(step.name)(qmodel, data, verbose=verbose, **step.options)
+            step_done(qmodel, step.name)  # those of somebody's own do not say so
     return qmodel
+
+
+def run_steps(qmodel: keras.Model, data: Any, *, limit: int | None = None, verbose: bool = True) -> keras.Model:
+    """Run the steps of a model's own recipe (calibration, corrections) that were not run yet, in its order.
+
+    In place: changes `qmodel` and returns it.
+
+    `kquant.quantize` runs no step, since it has no data, and `kquant.calibrate` is one of them. This runs what
+    `kquant.compress` runs between `quantize` and `export`: all steps from the first one that was not run, since one
+    that was run too early (`calibrate` before `equalize`) has to see what those before it made. Steps that were run by
+    hand, with whatever options, and all those that `fit` was called without, count as run.
+
+    Args:
+        qmodel: what `kquant.quantize` returned.
+        data: see `kquant.calibrate`.
+        limit: use this many samples only, the first ones, in place of what a step says.
+        verbose: show progress bars.
+
+    Returns:
+        `qmodel`.
+
+    Raises:
+        ValueError: not a quantized model, one whose recipe nobody knows any more, or what a step refuses.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> recipe = {"name": "rounded", "weights": {"bits": 4}, "steps": ["calibrate", "adaround"]}
+        >>> q = kquant.quantize(model, recipe)
+        >>> x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
+        >>> kquant.run_steps(q, x, verbose=False) is q
+        True
+    """
+    from kquant.graph.given_model import layers_of
+    from kquant.layers.provenance import provenance_of
+    from kquant.views.quantized_model import read
+    from kquant.views.recipe_steps import steps_left
+
+    layers = layers_of(qmodel, "run_steps")
+    read(qmodel)  # refuses what is not quantized
+    recipe, left = provenance_of(layers).load_recipe(), steps_left(qmodel)
+    if recipe is None:
+        raise ValueError(
+            f"run_steps: nobody knows the recipe of {qmodel.name} any more, an earlier kquant made it. Run its steps "
+            "by hand (kquant.calibrate, kquant.adaround, ...), or quantize the float model again."
+        )
+    names = [step.name for step in recipe.steps]
+    # of a model that remembers nothing: all
+    first = 0 if left is None else min((names.index(name) for name in left), default=len(names))
+    return apply_steps(qmodel, [limited(step, limit) for step in recipe.steps[first:]], data, verbose=verbose)
+
+
+def limited(step: Step, limit: int | None) -> Step:
+    """The step with the number of samples that the caller gave, which wins over its own.
+
+    Args:
+        step: of a recipe.
+        limit: None leaves it.
+
+    Example:
+        >>> limited(Step(name="calibrate"), 50).options
+        {'limit': 50}
+    """
+    function = function_of(step.name)
+    if limit is None or "limit" not in inspect.signature(function).parameters:
+        return step
+    # its own may still go by its old name
+    return Step(name=step.name, **{**new_words(function, step.options), "limit": limit})

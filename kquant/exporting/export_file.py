@@ -35,6 +35,7 @@ from kquant.tflite.states import States
 from kquant.tflite.storage import Decoding, Storing
 from kquant.tflite.uncounted import Uncounted
 from kquant.views.multiplications import macs_of_model
+from kquant.views.recipe_steps import warn_of_steps
 
 if TYPE_CHECKING:
     from kquant.exporting.chosen_boxes import BoxCheck, Choosing
@@ -202,6 +203,7 @@ def export(
     _check_test(streaming, test)
     _check_choice(streaming, strip_names, test, detection)
     storing = storing_of(compression, decode_budget)
+    warn_of_steps("export", qmodel, "The file is made")
     place = destination(path, "export", "model.tflite").given
     results = Outputs([place] if encodings is None else [place, encodings], "export")
     beside = None

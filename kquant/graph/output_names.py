@@ -9,6 +9,7 @@ is another one now (a `FakeQuant`, an activation that stands alone), one of two 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar
@@ -30,12 +31,16 @@ class NamedOutputs(HeldConstants):
     Attributes:
         kept: of each output, which of its steps losses and metrics count; None or missing where they count all, and
             where the layers hand on a mask.
+        steps_left: steps of the recipe that were not run yet (`views/recipe_steps.py`); None where nobody knows.
         describe: prints the layers, `(model, line_length, print_fn)`; set by `views/layer_table.py`, which knows what
             layers of kquant's are.
+        before_fit: looks at the model that is to be trained; set by `views/recipe_steps.py`, likewise.
     """
 
     describe: ClassVar[Callable[..., None] | None] = None
+    before_fit: ClassVar[Callable[[Any], None] | None] = None
     kept: tuple[StepsKept | None, ...] = ()
+    steps_left: tuple[str, ...] | None = None
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
         """The masks of outputs, which Keras puts on those that have none from their layers."""
@@ -44,6 +49,13 @@ class NamedOutputs(HeldConstants):
         by_name = isinstance(inputs, dict) and not isinstance(self.input, dict)  # as Keras takes them, too
         given = [inputs[t.name] for t in self.inputs] if by_name else tree.flatten(inputs)
         return [kept and kept.mask(given) for kept in self.kept]
+
+    @functools.wraps(keras.Model.fit)
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        """Keras', behind a look at what was to be done first."""
+        if self.before_fit is not None:
+            self.before_fit()
+        return super().fit(*args, **kwargs)
 
     def summary(
         self,
@@ -62,19 +74,22 @@ class NamedOutputs(HeldConstants):
             describe(line_length=line_length, print_fn=print_fn)
 
     def get_config(self) -> dict[str, Any]:
-        """That of the Functional model, the names, and the masks where there are some."""
+        """That of the Functional model, the names, masks where there are some, and which steps were not run."""
         kept = {"kept": [k and asdict(k) for k in self.kept]} if any(self.kept) else {}
-        return {**super().get_config(), "output_names": list(self.output_names), **kept}
+        left = {} if self.steps_left is None else {"steps_left": list(self.steps_left)}
+        return {**super().get_config(), "output_names": list(self.output_names), **kept, **left}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> NamedOutputs:
         """The Functional model, names and masks put on."""
-        rest = {key: value for key, value in config.items() if key not in ("output_names", "kept")}
+        rest = {key: value for key, value in config.items() if key not in ("output_names", "kept", "steps_left")}
         with deep_graphs():
             model = super().from_config(rest, custom_objects=custom_objects)
         if "output_names" in config:
             model.output_names = list(config["output_names"])
         model.kept = tuple(told and StepsKept(**told) for told in config.get("kept", ()))
+        if "steps_left" in config:
+            model.steps_left = tuple(config["steps_left"])
         return model
 
 

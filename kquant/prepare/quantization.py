@@ -11,7 +11,7 @@ from kquant import targets
 from kquant.calibration import observers
 from kquant.core.float_formats import FLOAT_FORMATS
 from kquant.core.messages import warn
-from kquant.correct.steps import function_of
+from kquant.correct.steps import check_steps, function_of
 from kquant.graph.copies import copy_of
 from kquant.graph.given_model import float_layers
 from kquant.graph.graph import Graph, trace
@@ -31,6 +31,7 @@ from kquant.views.encoding_sites import encoding_sites
 from kquant.views.float_model import read_given
 from kquant.views.loops import opened
 from kquant.views.plan import Plan, make_plan
+from kquant.views.recipe_steps import remember_steps, step_done
 
 
 def quantize(
@@ -59,11 +60,12 @@ def quantize(
         encodings: AIMET's encodings as a JSON file or its data: ranges of all tensors, instead of calibration.
 
     Returns:
-        A Functional model with weights of its own. Calibrate it, train it if you like, export it.
+        A Functional model with weights of its own. Calibrate it, train it if you like, export it. The steps of the
+        recipe were not run: they need data. `kquant.run_steps` runs them where there are more than "calibrate".
 
     Raises:
         ValueError: naming every layer that could not be integer on the target, with the remedy; a model that is not
-            built, not Keras 3, not float32, or holds NaN; an unknown recipe or target; encodings that do not fit.
+            built, not Keras 3, not float32, or holds NaN; an unknown recipe, step or target; encodings that do not fit.
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, activation="relu")])
@@ -80,6 +82,7 @@ def quantize(
             calls = opened(trace(qmodel, quantized_model.is_known))
             sites = encoding_sites(calls, peeks=True)
             put_encodings(sites, encodings)
+            step_done(qmodel, "calibrate")
     return qmodel
 
 
@@ -102,6 +105,7 @@ def _quantized(model: keras.Model, chosen: recipes.Recipe, goal: targets.Target,
             method.put(qmodel, chosen)
             # made anew, since an optimizer finds its state by the order of the variables, as a loaded model has it
             qmodel = copy_of(qmodel)
+    remember_steps(qmodel, [step.name for step in chosen.steps])
     return qmodel
 
 
@@ -142,9 +146,10 @@ def check_recipe(recipe: recipes.Recipe) -> None:
     """Refuse what no stage could carry out later.
 
     Raises:
-        ValueError: an unknown observer, one that is not for weights, a live batch norm without folding, or learned
-            ranges of floating-point activations.
+        ValueError: an unknown step, an option that it does not have, an unknown observer, one that is not for weights,
+            a live batch norm without folding, or learned ranges of floating-point activations.
     """
+    check_steps(recipe.steps)
     if recipe.training.batch_norm == "live" and not recipe.fold:
         raise ValueError(
             f"recipe '{recipe.name}': batch_norm = \"live\" needs fold = true: a live batch norm belongs to the layer "

@@ -26,7 +26,7 @@ from kquant.core.callers import is_callers, score_given
 from kquant.core.checks import check_score, is_within
 from kquant.core.progress import tqdm
 from kquant.core.result import Result
-from kquant.correct.steps import RANGES, apply_steps
+from kquant.correct.steps import apply_steps
 from kquant.files.destination import check_folder
 from kquant.files.finished_work import Kept
 from kquant.graph.given_model import check_keras
@@ -37,6 +37,7 @@ from kquant.search.search_state import rounded, search_state
 from kquant.tflite.file_content import file_content
 from kquant.tflite.lowering import lower
 from kquant.views.quantized_model import places, read
+from kquant.views.recipe_steps import RANGES
 
 OBSERVERS = ("mse", "percentile", "kl", "minmax")  # tried in this order; see docs/benchmarks.md
 WIDE = {"bits": 16, "observer": "minmax"}  # 65,536 codes need no clipping

@@ -8,6 +8,7 @@ al., "FitNets", arXiv:1412.6550, section 2.2.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from kquant.graph.output_names import NamedOutputs
 from kquant.graph.watched import state_unmoved
 from kquant.train.features import Seen, adapters_of, pairs_of, traced, watching
 from kquant.train.soft_targets import (
@@ -114,6 +116,13 @@ class Distiller(keras.Model):
         names = ("hard", "soft", "feature") if self.pairs else ("hard", "soft")
         self._trackers = {name: keras.metrics.Mean(name=f"{name}_loss") for name in names}
         self.built = True
+
+    @functools.wraps(keras.Model.fit)
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        """Keras', behind a word on steps that the student's recipe has and nobody ran."""
+        if isinstance(self.student, NamedOutputs) and self.student.before_fit is not None:
+            self.student.before_fit()
+        return super().fit(*args, **kwargs)
 
     @property
     def pairs(self) -> list[tuple[keras.layers.Layer, keras.layers.Layer]]:
