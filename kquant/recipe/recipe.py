@@ -88,6 +88,8 @@ class WeightGrid(Strict):
 # What weights of up to 4 bits are for: packed wherever the target takes them so, or only where that costs no time.
 Prefer = Literal["bytes", "latency"]
 
+OWN = "custom"  # the name of a recipe that says none
+
 # The tables that a rule may change for its layers.
 SECTIONS: dict[str, type[BaseModel]] = {
     "activations": Activations,
@@ -196,6 +198,7 @@ class Recipe(RecipeTables):
     """A whole recipe.
 
     Attributes:
+        name: what reports call it; any.
         steps: what `kquant.compress` does between `quantize` and `export`, in order.
         mode: "static" quantizes activations with calibrated ranges; the two others leave them float: "dynamic" has the
             kernels quantize them as they run, "weight-only" has them compute in float with weights stored small.
@@ -208,7 +211,7 @@ class Recipe(RecipeTables):
         False
     """
 
-    name: str
+    name: str = OWN
     title: str = ""
     fold: bool = True
     mode: Literal["static", "dynamic", "weight-only"] = "static"
@@ -294,7 +297,9 @@ def names() -> list[str]:
 
 
 def load(recipe: str | Path | dict[str, Any] | Recipe) -> Recipe:
-    """A recipe by name, file, plain data, or as it is; one of a file has the file's name where it says no other.
+    """A recipe by name, file, plain data, or as it is.
+
+    One that says no name has that of its file; plain data and `Recipe` are called "custom".
 
     Raises:
         ValueError: unknown name or key, or a wrong value; names the nearest one that exists.

@@ -190,7 +190,6 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "type": ({"name": "r", "fold": "maybe"}, "fold: .*boolean.*Received: 'maybe'"),
     "asymmetric weights": ({"name": "r", "weights": {"symmetric": False}}, "weights.symmetric: .*Received: False"),
-    "no name": ({"fold": True}, "name: Field required"),
     "rule without condition": (
         {"name": "r", "rules": [{"skip": True}]},
         "rules.0: a rule needs layer, type or position",
@@ -200,6 +199,18 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "rules.0.position: .*'first' or 'last'. Received: 'middle'",
     ),
 }
+
+
+def test_a_recipe_needs_no_name(tmp_path: Path) -> None:
+    four = {"weights": {"bits": 4}}
+    (tmp_path / "nn.toml").write_text("[weights]\nbits = 4\n")
+    made = {"dict": recipes.load(four), "file": recipes.load(tmp_path / "nn.toml"), "class": recipes.Recipe(**four)}
+    assert {how: recipe.name for how, recipe in made.items()} == {"dict": "custom", "file": "nn", "class": "custom"}
+    assert all(recipe.weights.bits == 4 for recipe in made.values())
+    assert recipes.load(made["dict"].plain()) == made["dict"] == made["class"]
+    with pytest.raises(ValueError) as told:
+        recipes.load({"weights": {"bits": 17}})
+    assert str(told.value).startswith("recipe: weights.bits: "), "the fault, and nothing in front of it"
 
 
 @pytest.mark.parametrize("kind", WRONG)
