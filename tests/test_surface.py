@@ -35,6 +35,38 @@ def test_every_verb_and_command_has_the_same_target() -> None:
     assert len(found) > 7 and set(found.values()) == {targets.DEFAULT}, found
 
 
+MODEL = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="head")], name="small")
+# Of a verb that takes a target: how it is called, but for that.
+TARGETED: dict[str, dict[str, Any]] = {
+    "autotune": {"data": np.ones((8, 3)), "evaluate": lambda _: 1.0, "max_drop": 0.1},
+    "check": {},
+    "compress": {"data": np.ones((8, 3)), "path": "never.tflite"},
+    "estimate": {},
+    "mixed_precision": {"data": np.ones((8, 3)), "flash_bytes": 9999},
+    "quantize": {},
+}
+
+
+@pytest.mark.parametrize("given", [None, 5, ["tflm"], Path("tflm")])
+@pytest.mark.parametrize("name", TARGETED)
+def test_a_target_that_is_no_name_is_refused(name: str, given: Any) -> None:
+    assert {n for n, f in FUNCTIONS.items() if "target" in inspect.signature(f).parameters} == set(TARGETED)
+    with pytest.raises(ValueError, match=r"^target: expected a name, one of .*litert.* Received: .* Leave target out"):
+        FUNCTIONS[name](MODEL, **TARGETED[name], target=given)
+
+
+@pytest.mark.parametrize("name", TARGETED)
+def test_a_key_of_recipes_is_told_where_it_goes(name: str) -> None:
+    assert "recipe" in inspect.signature(FUNCTIONS[name]).parameters
+    told = {"bits": '{"weights": {"bits": 4}}', "fold": '{"fold": 4}', "sparsity": '{"pruning": {"sparsity": 4}}'}
+    for key, recipe in told.items():
+        with pytest.raises(TypeError, match=rf"{name}\(\) got an unexpected.*'{key}'.*key of recipes") as refused:
+            FUNCTIONS[name](MODEL, **TARGETED[name], **{key: 4})
+        assert f"recipe={recipe}" in str(refused.value)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'nobody'"):
+        FUNCTIONS[name](MODEL, **TARGETED[name], nobody=4)
+
+
 # What holds data, counts them or names a place, and is called otherwise: each with the reason.
 OTHER_WORDS = {
     ("data_free_ranges", "samples"): "how many are made up: none are given",

@@ -31,6 +31,7 @@ from kquant.layers.kernel import holders
 from kquant.masking.mask import Mask
 from kquant.masking.method import methods
 from kquant.prepare.quantization import quantize
+from kquant.recipe.keys_apart import takes_recipe
 from kquant.recipe.recipe import Recipe, Step, load, recipe_to_toml
 from kquant.search.byte_ladder import ByteLadder, Changes, Wanted, climb
 from kquant.search.ladder import score_of
@@ -66,6 +67,7 @@ class CompressResult(Result):
 
 
 @renamed
+@takes_recipe
 def compress(
     model: keras.Model,
     data: Any,

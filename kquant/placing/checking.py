@@ -19,6 +19,7 @@ from kquant.placing.parting import between
 from kquant.prepare.forecast import CheckReport, forecast
 from kquant.prepare.placement import Change, Cut, Placement
 from kquant.recipe import recipe as recipes
+from kquant.recipe.keys_apart import takes_recipe
 from kquant.targets.accelerator import Accelerator
 from kquant.tflite.box_choice import CODE
 from kquant.transcribing.best_path import steps_in
@@ -29,6 +30,7 @@ PLAIN = "int8"  # the recipe of `kquant.quantize` where nobody names one
 MOST_TRIALS = 16  # of changes, each of which writes the model again
 
 
+@takes_recipe
 def check(
     model: keras.Model,
     target: str = targets.DEFAULT,

@@ -26,6 +26,7 @@ from kquant.prepare.notices import warn_equalized, warn_of_plan
 from kquant.prepare.preprocessing import inputs_take
 from kquant.prepare.unblock import move_into_relus
 from kquant.recipe import recipe as recipes
+from kquant.recipe.keys_apart import takes_recipe
 from kquant.views import quantized_model
 from kquant.views.encoding_sites import encoding_sites
 from kquant.views.float_model import read_given
@@ -34,6 +35,7 @@ from kquant.views.plan import Plan, make_plan
 from kquant.views.recipe_steps import remember_steps, step_done
 
 
+@takes_recipe
 def quantize(
     model: keras.Model,
     recipe: str | Path | dict[str, Any] | recipes.Recipe = "int8",

@@ -26,6 +26,7 @@ from kquant.core.progress import tqdm
 from kquant.core.result import Result
 from kquant.files.destination import check_folder
 from kquant.graph.given_model import check_keras
+from kquant.recipe.keys_apart import takes_recipe
 from kquant.recipe.recipe import Recipe, Step, load, recipe_to_toml
 from kquant.runtime.running import available
 from kquant.search.knapsack import least_loss
@@ -91,6 +92,7 @@ class Mixed(Result):
         }
 
 
+@takes_recipe
 def mixed_precision(
     model: keras.Model,
     data: Any,

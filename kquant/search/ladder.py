@@ -32,6 +32,7 @@ from kquant.files.finished_work import Kept
 from kquant.graph.given_model import check_keras
 from kquant.graph.watched import state_kept
 from kquant.prepare.quantization import quantize
+from kquant.recipe.keys_apart import takes_recipe
 from kquant.recipe.recipe import Recipe, Step, load
 from kquant.search.search_state import rounded, search_state
 from kquant.tflite.file_content import file_content
@@ -147,6 +148,7 @@ class Wanted:
         check_folder(self.folder, "autotune", "search")
 
 
+@takes_recipe
 def autotune(
     model: keras.Model,
     data: Any,

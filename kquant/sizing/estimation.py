@@ -16,6 +16,7 @@ from kquant.graph.given_model import check_keras
 from kquant.prepare.forecast import forecast
 from kquant.prepare.quantization import quantize
 from kquant.recipe import recipe as recipes
+from kquant.recipe.keys_apart import takes_recipe
 from kquant.recipe.recipe import Recipe
 from kquant.runtime.arenas import arena_of, has_kernels
 from kquant.runtime.running import ARENA, available
@@ -34,6 +35,7 @@ from kquant.tflite.storage import refuse_undecoded
 from kquant.views.quantized_model import read
 
 
+@takes_recipe
 def estimate(
     model: keras.Model,
     recipe: str | Path | dict[str, Any] | Recipe = "int8",

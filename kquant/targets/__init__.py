@@ -242,9 +242,16 @@ def load(name: str) -> Target:
         The frozen target.
 
     Raises:
-        ValueError: for an unknown name, listing the known ones, and for a file that does not fit the schema.
+        ValueError: for what is no name, or an unknown one, listing the known ones, and for a file that does not fit the
+            schema.
     """
     files = _files()
+    given: Any = name  # whatever the annotation says
+    if not isinstance(given, str):
+        raise ValueError(
+            f"target: expected a name, one of {', '.join(sorted(files))}. Received: {given!r}. Leave target out for "
+            f"'{DEFAULT}'."
+        )
     if name not in files:
         hint = advice(name) or did_you_mean(name.lower(), files)
         raise ValueError(

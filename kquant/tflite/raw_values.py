@@ -57,7 +57,7 @@ def normalization_of(who: str, takes: Any, scale: Any, mean: Any, std: Any) -> N
         std: likewise.
 
     Raises:
-        ValueError: another number of numbers, none that are finite, or a deviation of 0.
+        ValueError: no numbers, another number of them, none that are finite, or a deviation of 0.
 
     Example:
         >>> normalization_of("bundle", keras.Input((4, 2), name="image"), 0.5, None, [1.0, 2.0])
@@ -66,9 +66,10 @@ def normalization_of(who: str, takes: Any, scale: Any, mean: Any, std: Any) -> N
     if scale is None and mean is None and std is None:
         return None
     channels = int(takes.shape[-1] or 1) if takes.shape else 1
-    rows = [
-        np.float64(value if value is not None else default).reshape(-1) for value, default in ((mean, 0.0), (std, 1.0))
-    ]
+    factor = _numbers(who, "scale", 1.0 if scale is None else scale)
+    if len(factor) != 1:
+        raise ValueError(f"{who}: scale is one number, for all channels; std has one for each. Received: {scale!r}.")
+    rows = [_numbers(who, "mean", 0.0 if mean is None else mean), _numbers(who, "std", 1.0 if std is None else std)]
     for name, row in zip(("mean", "std"), rows, strict=True):
         if len(row) not in (1, channels) or not np.all(np.isfinite(row)):
             raise ValueError(
@@ -78,4 +79,17 @@ def normalization_of(who: str, takes: Any, scale: Any, mean: Any, std: Any) -> N
     if not np.all(rows[1] > 0.0):
         raise ValueError(f"{who}: std must be above 0. Received: {std}.")
     wide = [tuple(float(v) for v in np.broadcast_to(row, (channels,))) for row in rows]
-    return Normalization(1.0 if scale is None else float(scale), *wide)
+    return Normalization(float(factor[0]), *wide)
+
+
+def _numbers(who: str, name: str, given: Any) -> np.ndarray:
+    """One number or several."""
+    try:
+        if isinstance(given, str):
+            raise TypeError  # "0.5" is none, as nowhere else in Python
+        return np.asarray(given, np.float64).reshape(-1)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{who}: {name} must be a number{'' if name == 'scale' else ', or one for each channel'}, like 1 / 255. "
+            f"Received: {given!r}."
+        ) from None
