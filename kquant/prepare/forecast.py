@@ -109,11 +109,10 @@ def forecast(
     Raises:
         ValueError: see `kquant.check`.
     """
-    chosen = None if recipe is None else recipes.load(recipe)
+    chosen, goal = None if recipe is None else recipes.load(recipe), targets.load(target)
     if chosen is not None:
-        check_recipe(chosen)
+        check_recipe(chosen, goal)
     refuse_quantized(model, float_layers(model, "quantize"))
-    goal = targets.load(target)
     graph = read(model, input_shape)
     rows = [_row(node, goal) for node in graph.nodes if is_known(node.op)]
     refused = [LayerCheck(p.layer, p.kind, "refused", (), p.reason) for p in unknown_layers(graph)]

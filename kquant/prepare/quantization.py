@@ -75,7 +75,7 @@ def quantize(
         ['InputLayer', 'FakeQuant', 'Compressed', 'ReLU', 'FakeQuant']
     """
     chosen, goal = recipes.load(recipe), targets.load(target)
-    check_recipe(chosen)
+    check_recipe(chosen, goal)
     with operations_as_kernels():
         qmodel = _quantized(model, chosen, goal, input_shape)
         if encodings is not None:
@@ -144,14 +144,25 @@ def planned(graph: Graph, recipe: recipes.Recipe, target: targets.Target) -> tup
     return plan, folded
 
 
-def check_recipe(recipe: recipes.Recipe) -> None:
+def check_recipe(recipe: recipes.Recipe, target: targets.Target) -> None:
     """Refuse what no stage could carry out later.
+
+    Args:
+        recipe: that is wanted.
+        target: that it is wanted for.
 
     Raises:
         ValueError: an unknown step, an option that it does not have, an unknown observer, one that is not for weights,
-            a live batch norm without folding, or learned ranges of floating-point activations.
+            a live batch norm without folding, learned ranges of floating-point activations, or floats where nothing
+            computes them.
     """
     check_steps(recipe.steps)
+    if recipe.mode != "static" and not target.floats:
+        raise ValueError(
+            f"recipe '{recipe.name}': its activations are floats (mode = \"{recipe.mode}\"), and {target.title} "
+            "computes with integers only. Take a recipe that calibrates them ('int8', 'int4-weights', 'int16x8'), or "
+            f"target '{targets.DEFAULT}'."
+        )
     if recipe.training.batch_norm == "live" and not recipe.fold:
         raise ValueError(
             f"recipe '{recipe.name}': batch_norm = \"live\" needs fold = true: a live batch norm belongs to the layer "
