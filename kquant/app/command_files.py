@@ -19,7 +19,7 @@ import numpy as np
 import kquant.layers.nodes
 import kquant.ops  # noqa: F401  both register kquant's layers with Keras, which `load_model` needs
 from kquant.app import collector
-from kquant.core.messages import absent
+from kquant.core.messages import absent, shortened
 from kquant.exporting.export_file import export
 from kquant.files import keras_files
 from kquant.files.atomic import Outputs, write_atomically
@@ -78,10 +78,6 @@ def subject_of(path: Path) -> tuple[Any, tuple[Input, ...]]:
         return path, inputs_of(inspect(path))
     model = load_model(path)
     return model, inputs_of(model)
-
-
-def _shorten(text: str, width: int = 240) -> str:
-    return text if len(text) <= width else text[: width - 4] + " ..."
 
 
 def load_data(path: str | Path, takes: Sequence[Input], *, scale: float = 1.0, limit: int | None = None) -> Any:
@@ -218,7 +214,7 @@ def _image(file: Path, shape: tuple[Any, ...]) -> np.ndarray:
             resized = image.convert(mode).resize((width, height), Image.Resampling.BILINEAR)
     # Pillow's readers let through what struct, zlib and their own parsers raise at damaged bytes
     except Exception as error:
-        raise ValueError(f"{file}: not an image that can be read ({_shorten(str(error))}).") from error
+        raise ValueError(f"{file}: not an image that can be read ({shortened(str(error))}).") from error
     return np.asarray(resized, np.float32).reshape(height, width, channels)
 
 

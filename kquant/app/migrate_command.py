@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,27 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from kquant import targets
+from kquant.app.code_files import definitions
 from kquant.app.options import Json, Limit, Scale, Target, refusing, say
 from kquant.files.named_files import check_results
-
-
-def definitions(path: Path) -> dict[str, Any]:
-    """Classes and functions that a file of Python defines, by name; it is run.
-
-    Raises:
-        ValueError: no such file, what running it raised, or nothing is defined in it.
-    """
-    where = f"migrate: --new-code {path}"
-    if not path.is_file():
-        raise ValueError(f"{where}: no such file; give the file of Python that defines the layers for Keras 3.")
-    try:
-        held = runpy.run_path(str(path), run_name=path.stem)
-    except Exception as error:  # whatever the caller's code raises
-        raise ValueError(f"{where}: running it raised {type(error).__name__}: {error}.") from error
-    own = {name: value for name, value in held.items() if getattr(value, "__module__", None) == path.stem}
-    if not own:
-        raise ValueError(f"{where}: it defines no class and no function; the layers have to be in the file itself.")
-    return own
 
 
 @refusing
@@ -64,7 +45,7 @@ def migrate(
 ) -> None:
     """Bring a model of Keras 2 or tfmot over, with its weights, learned ranges, masks and shared values."""
     check_results([path], old, (".keras",))
-    given = {} if new_code is None else definitions(new_code)
+    given = {} if new_code is None else definitions(new_code, "migrate: --new-code")
 
     from kquant.app import command_files
     from kquant.files.atomic import Outputs

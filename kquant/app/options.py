@@ -5,11 +5,12 @@ Checks import what they ask when they run: NumPy and the recipes would be half o
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
 from fractions import Fraction
 from pathlib import Path
@@ -141,6 +142,9 @@ MaxDrop = Annotated[
     float | None,
     typer.Option("--max-drop", min=0.0, max=1.0, help="Accuracy that may be lost, 0.01 is a point; exit code 3 beyond"),
 ]
+Code = Annotated[
+    Path | None, typer.Option("--code", help="Python file of yours with the model's own layers; it is run")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on standard output")]
 
 # What a file is to be like, on every command that writes one: arguments of `kquant.export`, and what they are without
@@ -170,9 +174,7 @@ def writing(command: Callable[..., None]) -> Callable[..., None]:
         options = FORM if name == "form" else {name: (one.annotation, one.default)}
         by_word = inspect.Parameter.KEYWORD_ONLY
         shown += [inspect.Parameter(word, by_word, default=d, annotation=kind) for word, (kind, d) in options.items()]
-    # typer reads both
-    run.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
-    run.__annotations__ = {one.name: one.annotation for one in shown}
+    _show(run, shown)
     return run
 
 
@@ -308,15 +310,20 @@ def check_runtime_of(model: Path, runtime: str | None) -> None:
 
 
 def refusing(command: Callable[..., None]) -> Callable[..., None]:
-    """What kquant refuses: its own message on standard error, exit code 1, no traceback."""
+    """What kquant refuses: its own message on standard error, exit code 1, no traceback.
+
+    Each command that loads a model gets the option `--code`, for layers that kquant and Keras do not know.
+    """
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
+        code = kwargs.pop("code") if loads else None
         try:
             for name, check in CHECKS.items():
                 if kwargs.get(name) is not None:
                     check(kwargs[name])
-            command(*args, **kwargs)
+            with _knowing(code):
+                command(*args, **kwargs)
         except (ValueError, OSError, ImportError) as error:
             typer.echo(f"kquant: {typed(str(error), kwargs)}", err=True)
             raise typer.Exit(1) from error
@@ -324,7 +331,34 @@ def refusing(command: Callable[..., None]) -> Callable[..., None]:
             typer.echo(f"\nkquant: stopped by Ctrl-C; no file is half written{_goes_on(kwargs)}.", err=True)
             raise typer.Exit(130) from stop
 
+    own = inspect.signature(command, eval_str=True)  # the names in it are those of the command's module
+    loads = "model" in own.parameters
+    shown = list(own.parameters.values())
+    if loads:
+        shown.append(inspect.Parameter("code", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Code))
+    _show(run, shown)
     return run
+
+
+def _show(run: Any, parameters: list[inspect.Parameter]) -> None:
+    """Let typer see these parameters: it reads both."""
+    run.__signature__ = inspect.Signature(parameters)
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+
+
+@contextlib.contextmanager
+def _knowing(code: Path | None) -> Iterator[None]:
+    """While a command runs: what a file of Python defines has its names in files of models."""
+    if code is None:
+        yield
+        return
+    from kquant.app.code_files import definitions
+
+    own = definitions(code, "--code")
+    import keras
+
+    with keras.saving.custom_object_scope(own):
+        yield
 
 
 def _goes_on(given: Mapping[str, Any]) -> str:

@@ -82,6 +82,19 @@ def first_of(names: Iterable[str], most: int = SHOWN) -> str:
     return ", ".join(given[:most]) + " and others" * (len(given) > most)
 
 
+def shortened(text: str, width: int = 240) -> str:
+    """A text of so many characters at most, cut between two words.
+
+    Example:
+        >>> shortened("a long story", 10), shortened("short", 10)
+        ('a long ...', 'short')
+    """
+    if len(text) <= width:
+        return text
+    kept = text[: width - 3]
+    return f"{kept.rsplit(' ', 1)[0] if ' ' in kept else kept[:-1]} ..."
+
+
 def absent(path: str | Path) -> str:
     """Why there is no file to read.
 

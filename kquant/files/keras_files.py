@@ -22,7 +22,7 @@ from typing import Any
 import h5py
 import keras
 
-from kquant.core.messages import absent
+from kquant.core.messages import absent, shortened
 from kquant.files import hdf5_copy
 from kquant.files.leftovers import scratch
 from kquant.files.untrusted import Archive, parse_json
@@ -243,7 +243,7 @@ def copy_hdf5(source: Path, target: Path, where: str) -> int:
         else "it ends its reader"
     )
     said = next((line.strip() for line in reversed(done.stderr.splitlines()) if line.strip()), ends)
-    raise ValueError(f"{where}: a damaged HDF5 file: {_shortened(said)}. Save it again.")
+    raise ValueError(f"{where}: a damaged HDF5 file: {shortened(said)}. Save it again.")
 
 
 def _rebuilt(file: Path, whole: Path, stored: int, version: str, config: Any) -> keras.Model:
@@ -272,7 +272,7 @@ def _reason(error: Exception) -> str:
 def _way_out(reason: str, version: str, config: Any) -> str:
     """Why Keras could not rebuild a model, and what to do."""
     if is_old(version):
-        return f"Keras {version} (tf_keras) saved it; {COMMAND}. Keras' reason: {_shortened(reason)}"
+        return f"Keras {version} (tf_keras) saved it; {COMMAND}. Keras' reason: {shortened(reason)}"
     if "`Lambda` layer" in reason and "Python lambda" in reason:
         named = ", ".join(f"'{name}'" for name in _lambdas(config))
         return (
@@ -282,10 +282,12 @@ def _way_out(reason: str, version: str, config: Any) -> str:
             "kquant.compress(model, data) there."
         )
     if "Could not locate" in reason:
+        # of Keras' advice, which is for who writes Python, no more than what is missing
         return (
-            f"{_shortened(reason)} Custom layers need their code: import it in Python and call kquant.compress there."
+            f"{reason.split('. ')[0]}. Custom layers need their code: give --code FILE.py, a file of yours that "
+            "defines or imports them; or import it in Python and call kquant.compress there."
         )
-    return _shortened(reason)
+    return shortened(reason)
 
 
 def _lambdas(config: Any) -> list[str]:
@@ -308,10 +310,6 @@ def is_old(version: str) -> bool:
         (True, False)
     """
     return version[:2] in ("1.", "2.")
-
-
-def _shortened(text: str, width: int = 240) -> str:
-    return text if len(text) <= width else text[: width - 4] + " ..."
 
 
 @contextlib.contextmanager

@@ -67,7 +67,7 @@ def test_custom_layers_come_from_a_file(tmp_path: Path) -> None:
     ways = ("--no-compare", "--new-code", tmp_path / "mine3.py")
     code, said = run(GOLDEN / "custom.h5", "--path", tmp_path / "new.keras", *ways)
     assert code == 0 and f"with custom_objects= of what {tmp_path / 'mine3.py'} defines" in said
-    held = migrate_command.definitions(tmp_path / "mine3.py")
+    held = migrate_command.definitions(tmp_path / "mine3.py", "migrate: --new-code")
     known = np.load(GOLDEN / "custom.npz")
     made = keras.models.load_model(tmp_path / "new.keras", custom_objects=held)
     np.testing.assert_allclose(made.predict(known["x"], verbose=0), known["y"], atol=1e-6)
