@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +11,15 @@ from typing import Any
 import keras
 import numpy as np
 
+from kquant.analysis.by_chance import CHANCE, by_chance
 from kquant.analysis.columns import unlike_columns
-from kquant.analysis.findings import Evidence, findings
+from kquant.analysis.findings import Evidence, Loss, findings
 from kquant.analysis.liveness import peak_bytes
 from kquant.analysis.metrics import check_metric, name_of
 from kquant.analysis.pairs import pairs
 from kquant.analysis.passes import Names, Passes, all_names, chunks, settings_of
 from kquant.analysis.remedies import Trials, told
-from kquant.analysis.results import Analysis, LayerReport, Sensitivity, TensorReport
+from kquant.analysis.results import Analysis, Gain, LayerReport, Sensitivity, TensorReport
 from kquant.analysis.separately import AnalysisElsewhere, Work, kept_in
 from kquant.analysis.sqnr import mean_db
 from kquant.analysis.tensors import tensor_report
@@ -55,9 +57,10 @@ def analyze(
     integer arithmetic of the device; sensitivities from floats on the grids, with some layers quantized only.
 
     Every remedy has been tried: the float model (`kquant.strip(qmodel)`) is quantized again by the model's own recipe
-    with the remedy in it, its steps run on the samples, and the gain is measured on them. What gains nothing is not
-    told; of two that gain the same, the cheaper is (corrections and observers, a scale for each channel, 8-bit weights,
-    16-bit activations, in this order).
+    with the remedy in it, its steps run on the samples, and the gain is measured on them. What gains nothing, or takes
+    SQNR away, is not told; of two that gain the same, the cheaper is (corrections and observers, a scale for each
+    channel, 8-bit weights, 16-bit activations, in this order). Differences of the metric count where they are more than
+    chance makes of so few samples (`Analysis.by_chance`); where the loss is not, SQNR judges.
 
     Args:
         qmodel: a calibrated model.
@@ -136,12 +139,14 @@ def analyzed(
     layers, tensors = _layers(graph, parts, passes, asked.sensitivity), _tensors(graph, parts, passes)
     everything, weights = all_names(parts), _weights(parts)
     plain, simulated = passes.value(passes.NONE), passes.value(everything)
-    given = qmodel.name, len(x[0]), tuple(parts), layers, tensors, tuple(pairs(graph))
-    evidence = Evidence(*given, plain, simulated, metric is None, unlike_columns(graph, x))
     reached = passes.value(passes.ALL), mean_db(passes.outputs[passes.ALL].noises)
-    causes = findings(evidence)
+    lost_by_chance = _by_chance(passes, plain, reached[0], len(x[0]))
+    given = qmodel.name, len(x[0]), tuple(parts), layers, tensors, tuple(pairs(graph))
+    loss = Loss(plain, simulated, metric is None, reached[0], reached[1], lost_by_chance < CHANCE)
+    causes = findings(Evidence(*given, loss, unlike_columns(graph, x)))
     trying = asked.remedies and any(f.candidates for f in causes)
-    trials = _trials(qmodel, origin, x, metric, reached) if trying else None
+    rights = passes.right(passes.ALL), Gain(plain - reached[0], math.inf, passes.right(passes.NONE))
+    trials = _trials(qmodel, origin, x, metric, (*reached, *rights)) if trying else None
     return Analysis(
         model=qmodel.name,
         recipe=origin.recipe,
@@ -160,11 +165,25 @@ def analyzed(
         layers=layers,
         tensors=tensors,
         findings=told(causes, trials, work.gains, asked.verbose),
+        by_chance=lost_by_chance,
     )
 
 
+def _by_chance(passes: Passes, plain: float, reached: float, samples: int) -> float:
+    """How far chance makes what the metric lost; see `Analysis`."""
+    if passes.metric is None:
+        return 0.0
+    if not plain > reached:
+        return 1.0
+    return by_chance(plain - reached, samples, passes.right(passes.NONE), passes.right(passes.ALL))
+
+
 def _trials(
-    qmodel: keras.Model, origin: Provenance, x: list[np.ndarray], metric: Any, reached: tuple[float, float]
+    qmodel: keras.Model,
+    origin: Provenance,
+    x: list[np.ndarray],
+    metric: Any,
+    reached: tuple[float, float, str, Gain],
 ) -> Trials | None:
     """The float model and the recipe that remedies are tried with; None where nobody knows the recipe any more."""
     recipe = origin.load_recipe()

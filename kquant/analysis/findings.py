@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kquant.analysis.by_chance import is_sure
 from kquant.analysis.columns import Columns
 from kquant.analysis.pairs import Pair
 from kquant.analysis.results import SPLIT, Finding, LayerReport, TensorReport
@@ -57,6 +58,38 @@ WIDE = '[activations]\nbits = 16\nobserver = "minmax"'
 
 
 @dataclass(frozen=True)
+class Loss:
+    """What quantization costs at the outputs.
+
+    Attributes:
+        float_value, simulated: the metric of the float model, and with everything quantized, on the grids.
+        is_sqnr: the metric is SQNR in dB.
+        value, sqnr_db: the metric and the SQNR of the outputs, in integer arithmetic.
+        is_sure: the metric lost more than chance makes.
+    """
+
+    float_value: float
+    simulated: float
+    is_sqnr: bool
+    value: float
+    sqnr_db: float
+    is_sure: bool
+
+    @property
+    def is_told_by_metric(self) -> bool:
+        """A metric of the caller's lost enough, and surely."""
+        return not self.is_sqnr and self.is_sure and self.float_value - self.value > LOSS
+
+    @property
+    def is_worth_a_word(self) -> bool:
+        """By the metric; by SQNR where the metric lost what chance makes."""
+        if self.is_sqnr:
+            return self.simulated < LOSS_DB
+        less = self.value < self.float_value and not self.is_sure
+        return self.is_told_by_metric or (less and self.sqnr_db < LOSS_DB)
+
+
+@dataclass(frozen=True)
 class Evidence:
     """What findings are read from.
 
@@ -66,8 +99,7 @@ class Evidence:
         units, layers: one row for each part of the model.
         tensors: one row for each encoding.
         pairs: layers that could be equalized.
-        float_value, simulated: the metric of the float model, and with everything quantized, on the grids.
-        is_sqnr: the metric is SQNR in dB.
+        loss: at the outputs.
         columns: inputs with columns of unlike scale.
     """
 
@@ -77,9 +109,7 @@ class Evidence:
     layers: tuple[LayerReport, ...]
     tensors: tuple[TensorReport, ...]
     pairs: tuple[Pair, ...]
-    float_value: float
-    simulated: float
-    is_sqnr: bool
+    loss: Loss
     columns: tuple[Columns, ...] = ()
 
 
@@ -104,7 +134,7 @@ def few_samples(e: Evidence) -> Iterator[Finding]:
 
 def unlike(e: Evidence) -> Iterator[Finding]:
     """Columns of an input on one grid that is made for the widest."""
-    for c in e.columns if _loses(e) else ():
+    for c in e.columns if e.loss.is_worth_a_word else ():
         narrow, wide = (f"{low:.3g} to {high:.3g}" for low, high in (c.narrow_ends, c.wide_ends))
         evidence = (
             f"column {c.narrow} goes from {narrow}, column {c.wide} from {wide}; on one grid of {c.bits} bits the "
@@ -177,7 +207,7 @@ def _takes_per_axis(layer: Compressed) -> bool:
 def unequalized(e: Evidence) -> Iterator[Finding]:
     """Channels that are wide before and narrow behind, where a layer and the outputs suffer."""
     # ranges that differ are no fault by themselves: somebody must suffer, a layer and the outputs
-    rows = {row.name: row for row in e.layers} if _loses(e) else {}
+    rows = {row.name: row for row in e.layers} if e.loss.is_worth_a_word else {}
     for pair in e.pairs:
         suffering = [rows[name] for name in (pair.first, pair.second) if name in rows and _suffers(rows[name])]
         if pair.spread < PAIR_SPREAD or not suffering:
@@ -202,7 +232,7 @@ def low_bits(e: Evidence) -> Iterator[Finding]:
     """Few bits, weights far from the float ones, and outputs too."""
     few = [row for row in e.layers if row.weights is not None and row.weights.bits <= LOW_BITS]
     poor = [row for row in few if row.weights is not None and row.weights.sqnr_db < LOW_WEIGHTS_DB]
-    if not poor or not _loses(e):
+    if not poor or not e.loss.is_worth_a_word:
         return
     worst = min(few, key=_weights_alone)
     # in the order of their price; the trials decide
@@ -222,34 +252,37 @@ def _weights_alone(row: LayerReport) -> float:
 
 def sensitive(e: Evidence) -> Iterator[Finding]:
     """The layers that account for most of the loss."""
-    if not _loses(e):
+    loss = e.loss
+    # noise has shares where the metric lost what chance makes, but sensitivities are those of the metric
+    if not (loss.is_worth_a_word if loss.is_sqnr else loss.is_told_by_metric):
         return
-    shares = [(share_of_loss(e.float_value, e.simulated, row, e.is_sqnr), row) for row in e.layers]
+    shares = [(share_of_loss(loss.float_value, loss.simulated, row, loss.is_sqnr), row) for row in e.layers]
     largest = sorted(shares, key=lambda pair: -pair[0])[:MOST_SENSITIVE]
+    cause, unit = "most sensitive layer", " dB" if loss.is_sqnr else ""
     for share, row in largest:
-        if share >= SENSITIVE_SHARE and row.sensitivity is not None:
-            unit = "dB" if e.is_sqnr else ""
-            evidence = (
-                f"{share:.0%} of the loss is gone with it in float: {e.simulated:.4g} {unit}".rstrip()
-                + f", {row.sensitivity.all_but:.4g} {unit}".rstrip()
-                + " with all but this layer quantized"
-            )
-            yield Finding(row.name, "most sensitive layer", evidence, candidates=_more_bits(row, e.is_sqnr))
+        if share < SENSITIVE_SHARE or row.sensitivity is None:
+            continue
+        left = row.sensitivity.all_but
+        if not loss.is_sqnr and not is_sure(left - loss.simulated, e.samples):
+            continue
+        evidence = (
+            f"{share:.0%} of the loss is gone with it in float: {loss.simulated:.4g}{unit}, {left:.4g}{unit} with all "
+            "but this layer quantized"
+        )
+        yield Finding(row.name, cause, evidence, candidates=_more_bits(row, loss.is_sqnr))
+        cause = "sensitive layer"  # one is the most
 
 
 def together(e: Evidence) -> Iterator[Finding]:
     """What no single layer explains: corrections and 16-bit activations for all of them, as `kquant.autotune` tries."""
-    if not _loses(e) or all(t.bits >= 16 for t in e.tensors):
+    if not e.loss.is_worth_a_word or all(t.bits >= 16 for t in e.tensors):
         return
-    unit = " dB" if e.is_sqnr else ""
-    evidence = f"{e.simulated:.4g}{unit} with everything quantized"
-    evidence += "" if e.is_sqnr else f", {e.float_value:.4g} in float"
-    changes = (BIAS, WIDE, f"{BIAS}\n{WIDE}", f"{EQUALIZE}\n{WIDE}")
+    if e.loss.is_sqnr or not e.loss.is_told_by_metric:
+        evidence = f"{e.loss.simulated if e.loss.is_sqnr else e.loss.sqnr_db:.4g} dB with everything quantized"
+    else:
+        evidence = f"{e.loss.simulated:.4g} with everything quantized, {e.loss.float_value:.4g} in float"
+    changes = (BIAS, EQUALIZE, WIDE, f"{BIAS}\n{WIDE}", f"{EQUALIZE}\n{WIDE}")
     yield Finding(e.model, "loss of all layers together", evidence, candidates=changes)
-
-
-def _loses(e: Evidence) -> bool:
-    return e.simulated < LOSS_DB if e.is_sqnr else e.float_value - e.simulated > LOSS
 
 
 def share_of_loss(float_value: float, simulated: float, row: LayerReport, is_sqnr: bool) -> float:

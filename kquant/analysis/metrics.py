@@ -36,6 +36,7 @@ def top1(labels: np.ndarray) -> Callable[[Any], float]:
         return float(np.mean(right(outputs)))
 
     accuracy.__dict__["judged_by"] = fingerprint([labels])  # folders of searches by other labels are refused
+    accuracy.__dict__["right"] = right  # two models are compared sample by sample (`by_chance`)
     return accuracy
 
 

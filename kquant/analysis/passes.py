@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kquant.analysis.by_chance import right_of
 from kquant.analysis.metrics import judged
 from kquant.analysis.sqnr import Noise, mean_db, noise_of, noise_of_positions
 from kquant.analysis.tensors import Seen, grid_of
@@ -40,10 +41,15 @@ class Outputs:
 
     def value(self, metric: Metric | None) -> float:
         """The metric."""
-        if metric is None:
-            return mean_db(self.noises)
+        return mean_db(self.noises) if metric is None else judged(metric, self._whole())
+
+    def right(self, metric: Metric | None) -> str:
+        """Which samples are right, see `by_chance.right_of`."""
+        return "" if metric is None else right_of(metric, self._whole())
+
+    def _whole(self) -> Any:
         columns = [np.concatenate(column) for column in zip(*self.arrays, strict=True)]
-        return judged(metric, columns[0] if len(columns) == 1 else columns)
+        return columns[0] if len(columns) == 1 else columns
 
 
 def chunks(graph: Graph, x: list[np.ndarray]) -> list[Any]:
@@ -177,6 +183,10 @@ class Passes:
         if names in self.settled:
             return self.settled[names]
         return self.outputs[names].value(self.metric)
+
+    def right(self, names: Names | None) -> str:
+        """Which samples are right in a setting that was walked over here, see `by_chance.right_of`."""
+        return self.outputs[names].right(self.metric)
 
 
 def settings_of(parts: list[Unit]) -> Iterator[Names]:

@@ -2,22 +2,25 @@
 
     candidates of a finding -> a recipe each -> quantize, steps -> metric and SQNR -> the best one, its gain beside it
 
-What gains nothing is not told. Of two that gain the same the cheaper is: first what costs nothing at inference
-(observers, corrections), then a few bytes (a scale for each channel), then bytes (8-bit weights), then time and RAM
-(16-bit activations, for which phones have slow kernels only).
+What gains nothing, or takes SQNR away, is not told; nor is a gain in points that chance makes of so few samples. Of two
+that are as good the cheaper is: first what costs nothing at inference (observers, corrections), then a few bytes (a
+scale for each channel), then bytes (8-bit weights), then time and RAM (16-bit activations, for which phones have slow
+kernels only).
 """
 
 from __future__ import annotations
 
+import math
 import tomllib
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import keras
 import numpy as np
 
+from kquant.analysis.by_chance import is_sure
 from kquant.analysis.columns import scaled_alike
 from kquant.analysis.passes import Passes, chunks
 from kquant.analysis.results import SPLIT, Analysis, Finding, Gain
@@ -33,6 +36,8 @@ from kquant.views.quantized_model import read
 
 # Less than half a decibel is what another order of the same sums gives.
 LEAST_DB = 0.5
+# Half of the noise is a difference that samples would show, were there more of them.
+ALIKE_DB = 3.0
 Metric = Callable[[Any], float]
 COSTS = ("steps", "observer", "per_axis", "weights", "activations")  # cheapest first
 
@@ -48,6 +53,8 @@ class Trials:
         data: the samples, one array for each input.
         metric: of the outputs; None: SQNR.
         value, sqnr_db: of the model as it is.
+        right: samples that it answers right, see `by_chance.right_of`.
+        real: the most that can be gained: what the float model has more.
     """
 
     model: keras.Model
@@ -57,6 +64,8 @@ class Trials:
     metric: Metric | None
     value: float
     sqnr_db: float
+    right: str = ""
+    real: Gain = field(default_factory=lambda: Gain(math.inf, math.inf))
 
     def gain(self, change: str) -> Gain | None:
         """What a change of the recipe, or `SPLIT`, gains; None where no model comes of it."""
@@ -68,20 +77,20 @@ class Trials:
                 model, x = scaled_alike(self.model, self.data) if change == SPLIT else (self.model, self.data)
                 qmodel = quantize(model, chosen, target=self.target)
                 apply_steps(qmodel, chosen.steps, keras.tree.pack_sequence_as(read(qmodel).inputs, x), verbose=False)
-                value, sqnr_db = measured(qmodel, x, self.metric)
+                reached = measured(qmodel, x, self.metric)
         except ValueError as error:
             if is_callers(error):
                 raise  # a fault of the caller's metric is none of the recipe
             return None  # the target lacks the kernel, or a step has nothing to work on
-        return Gain(value - self.value, sqnr_db - self.sqnr_db)
+        return Gain(reached.value - self.value, reached.sqnr_db - self.sqnr_db, reached.right)
 
 
-def measured(qmodel: keras.Model, x: list[np.ndarray], metric: Metric | None) -> tuple[float, float]:
-    """The metric and the SQNR of the outputs in dB, in integer arithmetic."""
+def measured(qmodel: keras.Model, x: list[np.ndarray], metric: Metric | None) -> Gain:
+    """The metric and the SQNR of the outputs in dB, in integer arithmetic, as what they gain over nothing."""
     graph = read(qmodel)
     passes = Passes(graph, units(graph), metric, [])
     passes.walk(chunks(graph, x), False)
-    return passes.value(passes.ALL), mean_db(passes.outputs[passes.ALL].noises)
+    return Gain(passes.value(passes.ALL), mean_db(passes.outputs[passes.ALL].noises), passes.right(passes.ALL))
 
 
 def merged(recipe: Recipe, change: str) -> Recipe:
@@ -119,29 +128,57 @@ def told(findings: Sequence[Finding], trials: Trials | None, gained: Gains, verb
     # a remedy that several findings ask for (equalization) is tried once
     changes = list(dict.fromkeys(change for f in findings for change in f.candidates))
     gains = gained(trials, changes, verbose)
-    return tuple(_with_best(finding, gains, trials.metric is None) for finding in findings)
+    return tuple(_with_best(finding, gains, trials) for finding in findings)
 
 
-def _with_best(finding: Finding, gains: dict[str, Gain | None], is_sqnr: bool) -> Finding:
+Remedy = tuple[str, Gain]
+
+
+def _with_best(finding: Finding, gains: dict[str, Gain | None], trials: Trials) -> Finding:
     finding = replace(finding, tried=bool(finding.candidates))
     gained = [(change, gain) for change in finding.candidates if (gain := gains[change]) is not None]
-    helping = [(change, gain) for change, gain in gained if _helps(gain, is_sqnr)]
-    if not helping:
-        return finding
-    best = max(_worth(gain, is_sqnr) for _, gain in helping)
-    # of a metric of the caller's nobody knows what is within its noise
-    margin = LEAST_DB if is_sqnr else 0.0
-    equal = [(change, gain) for change, gain in helping if _worth(gain, is_sqnr) >= best - margin]
-    change, gain = min(equal, key=lambda pair: _cost(pair[0]))
-    return replace(finding, remedy=change, gain=gain)
+    if trials.metric is None:
+        best = _cheapest_of_best_db([(change, gain) for change, gain in gained if gain.sqnr_db >= LEAST_DB])
+    else:
+        samples = len(trials.data[0]) if trials.data else 0
+        best = _best_by_metric(gained, Gain(0.0, 0.0, trials.right), trials.real, samples)
+    return finding if best is None else replace(finding, remedy=best[0], gain=best[1])
 
 
-def _helps(gain: Gain, is_sqnr: bool) -> bool:
-    return gain.sqnr_db >= LEAST_DB if is_sqnr else gain.value > 0.0
+def _best_by_metric(gained: Sequence[Remedy], start: Gain, real: Gain, samples: int) -> Remedy | None:
+    """What surely gains, the cheapest of those that are as good; where nothing does, what gains SQNR.
+
+    Args:
+        gained: what was tried.
+        start: the model as it is.
+        real: the float model.
+        samples: that were analyzed.
+    """
+    kept = [(change, gain) for change, gain in gained if gain.sqnr_db > -LEAST_DB]
+    sure = [(change, gain) for change, gain in kept if is_sure(gain.value, samples, gain.right, start.right)]
+    if not sure:
+        # what chance makes of the metric says nothing either way, and noise is not counted in samples
+        return _cheapest_of_best_db([(c, gain) for c, gain in kept if gain.value >= 0.0 and gain.sqnr_db >= LEAST_DB])
+    return _cheapest_of_best(sure, real, samples)
 
 
-def _worth(gain: Gain, is_sqnr: bool) -> float:
-    return gain.sqnr_db if is_sqnr else gain.value
+def _cheapest_of_best(sure: Sequence[Remedy], real: Gain, samples: int) -> Remedy:
+    best = max((gain for _, gain in sure), key=lambda gain: gain.value)
+
+    def is_as_good(gain: Gain) -> bool:
+        if is_sure(best.value - gain.value, samples, best.right, gain.right):
+            return False
+        # few samples hide a difference: either nothing is left to gain, or noise says that there is none
+        left = is_sure(real.value - gain.value, samples, real.right, gain.right)
+        return not left or gain.sqnr_db >= best.sqnr_db - ALIKE_DB
+
+    return min((pair for pair in sure if is_as_good(pair[1])), key=lambda pair: _cost(pair[0]))
+
+
+def _cheapest_of_best_db(helping: Sequence[Remedy]) -> Remedy | None:
+    best = max((gain.sqnr_db for _, gain in helping), default=0.0)
+    equal = [(change, gain) for change, gain in helping if gain.sqnr_db >= best - LEAST_DB]
+    return min(equal, key=lambda pair: _cost(pair[0]), default=None)
 
 
 def _cost(change: str) -> int:
@@ -164,8 +201,25 @@ def _cost(change: str) -> int:
     return max((COSTS.index(name) for name in asked), default=0)
 
 
+def best_remedy(analysis: Analysis, is_sqnr: bool = True) -> str:
+    """Lines of the remedy that gained most, the cheapest of those within chance of it; empty where none gained.
+
+    Args:
+        analysis: with tried remedies.
+        is_sqnr: no metric of the caller's was given.
+    """
+    gained = [(f.remedy, f.gain) for f in analysis.findings if f.gain is not None and f.remedy != SPLIT]
+    if is_sqnr:
+        best = _cheapest_of_best_db(gained)
+    else:
+        sure = [(change, gain) for change, gain in gained if is_sure(gain.value, analysis.samples)]
+        real = Gain(analysis.float_value - analysis.value, math.inf)
+        best = _cheapest_of_best(sure, real, analysis.samples) if sure else _cheapest_of_best_db(gained)
+    return "" if best is None else best[0]
+
+
 def with_remedy(qmodel: keras.Model, analysis: Analysis, is_sqnr: bool = True) -> Recipe:
-    """The model's recipe with the remedy that gained most in it.
+    """The model's recipe with the remedy that gained most in it; see `best_remedy`.
 
     One remedy, because gains were measured one at a time; analyze the model that comes of it for the next.
 
@@ -177,13 +231,12 @@ def with_remedy(qmodel: keras.Model, analysis: Analysis, is_sqnr: bool = True) -
     Raises:
         ValueError: no remedy gained anything, or nobody knows the model's recipe any more.
     """
-    gained = [(f.remedy, f.gain) for f in analysis.findings if f.gain is not None]
-    tried = [(remedy, gain) for remedy, gain in gained if remedy != SPLIT]
+    best = best_remedy(analysis, is_sqnr)
     recipe = provenance_of(encodings_of(qmodel)).load_recipe()
-    if not tried or recipe is None:
-        split = f" What gains is no line of a recipe: {SPLIT}." if gained and not tried else ""
+    if not best or recipe is None:
+        split = any(f.remedy == SPLIT and f.gain is not None for f in analysis.findings)
+        said = f" What gains is no line of a recipe: {SPLIT}." if split else ""
         raise ValueError(
-            f"analyze: {analysis.model}: no remedy gains anything on these samples, so none is applied.{split}"
+            f"analyze: {analysis.model}: no remedy gains anything on these samples, so none is applied.{said}"
         )
-    best, _ = max(tried, key=lambda pair: (_worth(pair[1], is_sqnr), -_cost(pair[0])))
     return merged(recipe, best).model_copy(update={"name": f"{recipe.name}-remedy", "title": ""})

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from kquant.analysis.by_chance import CHANCE
 from kquant.core.messages import first_of
 from kquant.core.result import Result
 
@@ -136,10 +137,12 @@ class Gain:
     Attributes:
         value: of the metric.
         sqnr_db: of the outputs.
+        right: samples that the model with it answers right, see `by_chance.right_of`.
     """
 
     value: float
     sqnr_db: float
+    right: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)
@@ -182,6 +185,9 @@ class Analysis(Result):
         macs, weight_bytes: sums over the layers.
         peak_bytes: the most bytes of activations that are alive together, skip connections included.
         layers, tensors, findings: the details.
+        by_chance: how often models that are as good differ in the metric as much or more as the quantized and the float
+            one, on so many samples (McNemar's test; the least that it can be, where the metric does not tell samples
+            apart); 0 where the metric does not count, 1 where nothing is lost.
     """
 
     model: str
@@ -201,6 +207,12 @@ class Analysis(Result):
     layers: tuple[LayerReport, ...]
     tensors: tuple[TensorReport, ...]
     findings: tuple[Finding, ...]
+    by_chance: float = 0.0
+
+    @property
+    def is_sure(self) -> bool:
+        """False where the metric lost nothing, or no more than chance makes: SQNR judges then."""
+        return self.by_chance < CHANCE
 
     def __repr__(self) -> str:
         said = f"{self.metric} {self.float_value:.4g} in float, {self.value:.4g} quantized"

@@ -55,16 +55,18 @@ class Tried:
     Attributes:
         change: lines of the recipe.
         value, sqnr_db: what they gain, as texts; "" where no model comes of them.
+        right: samples that are right with it, see `by_chance.right_of`.
     """
 
     change: str
     value: str
     sqnr_db: str
+    right: str = ""
 
     @property
     def gain(self) -> Gain | None:
         """As a number."""
-        return Gain(float.fromhex(self.value), float.fromhex(self.sqnr_db)) if self.value else None
+        return Gain(float.fromhex(self.value), float.fromhex(self.sqnr_db), self.right) if self.value else None
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,9 @@ def judged_settings(
 def tried_remedy(trials: Trials, change: str) -> Tried:
     """The row of a remedy."""
     gain = trials.gain(change)
-    return Tried(change, *(("", "") if gain is None else (float(gain.value).hex(), float(gain.sqnr_db).hex())))
+    if gain is None:
+        return Tried(change, "", "")
+    return Tried(change, float(gain.value).hex(), float(gain.sqnr_db).hex(), gain.right)
 
 
 def kept_in(

@@ -69,6 +69,9 @@ app = typer.Typer(
 )
 
 
+CALIBRATION = "CALIBRATION.npz"  # in commands that are told: samples of the user's that the model is not judged by
+
+
 def _bars(as_json: bool) -> bool:
     """Progress bars are for people who watch."""
     return not as_json and sys.stderr.isatty()
@@ -159,7 +162,10 @@ def _say_remedy(analysis: Any, model: Path, options: dict[str, Any], apply: Path
     if "target" not in options:  # quantized: its float function is in it still
         source = Path(f"{model.stem}-float.keras")
         lines.append(_stripping(model, source))
-    read = {name: options.get(name) for name in ("data", "scale")}
+    # labelled samples are those that it is judged by: a model calibrated on them would be told better than it is
+    read: dict[str, Any] = {name: options.get(name) for name in ("data", "scale")}
+    if options.get("labels") is not None:
+        read = {"data": CALIBRATION, "test": read["data"], "labels": options["labels"], "scale": read["scale"]}
     how = {**read, "recipe": written, "target": analysis.target, "folder": "better/"}
     lines.append(told("compress", source, how))
     typer.echo("\nWith what gains most:\n" + "\n".join(lines))

@@ -6,11 +6,11 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from kquant.analysis.by_chance import CHANCE, chance
 from kquant.core.result import Result
 from kquant.runtime.running import ARENA, available
 
 SURE = 1.96  # standard errors on both sides of a share hold it in 95 of 100 draws of the samples
-CHANCE = 0.05  # of 100 draws of the samples, those in which two models that are as good differ so much
 SMALL = 0.005  # less is no loss however sure it is: many samples tell a tenth of a point from nothing
 
 
@@ -26,31 +26,6 @@ def margin(value: float, samples: int) -> float:
         0.081
     """
     return SURE * math.sqrt(value * (1.0 - value) / max(1, samples))
-
-
-def chance(spoiled: int, mended: int) -> float:
-    """How often two models that are as good differ so much or more on the same samples: McNemar's test, exact.
-
-    Samples that both answer alike say nothing. Of the others either model has half, as a coin falls:
-
-        p = min(1, 2 sum_{k <= min(spoiled, mended)} C(n, k) / 2^n),    n = spoiled + mended
-
-    Source: McNemar, "Note on the sampling error of the difference between correlated proportions or percentages",
-    Psychometrika 12, 1947; the binomial distribution in place of its normal approximation.
-
-    Args:
-        spoiled: samples that the first model alone answers right.
-        mended: the second alone.
-
-    Example:
-        >>> round(chance(9, 1), 4), chance(3, 3)
-        (0.0215, 1.0)
-    """
-    count, term, total = spoiled + mended, 1, 0
-    for k in range(min(spoiled, mended) + 1):
-        total += term
-        term = term * (count - k) // (k + 1)
-    return min(1.0, 2 * total / (1 << count))
 
 
 def arena_in_words(measured: int | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from kquant.analysis.by_chance import WHOLE
 from kquant.analysis.findings import share_of_loss
 from kquant.analysis.results import Analysis, Finding, Gain, LayerReport
 from kquant.analysis.try_steps import DryRun
@@ -50,8 +51,23 @@ def facts(a: Analysis) -> Iterable[str]:
         f"{a.metric}: weights only quantized {figure(a.weights_only)}, activations only {figure(a.activations_only)}, "
         f"both {figure(a.simulated)} (floats on the grids), {figure(a.value)} (integer arithmetic)"
     )
+    if lost := chance_of_loss(a):
+        yield lost
     cost = f"{a.macs:,} MACs, weights {a.weight_bytes:,} bytes"
     yield f"{cost}, activations alive together at most {a.peak_bytes:,} bytes"
+
+
+def chance_of_loss(a: Analysis) -> str:
+    """What to think of a loss that may be chance; empty where it is none, or sure."""
+    if a.is_sure or not a.value < a.float_value:
+        return ""
+    lost = (a.float_value - a.value) * a.samples
+    counted = f"{lost:.0f} of {a.samples:,} samples" if abs(lost - round(lost)) < WHOLE else figure(lost / a.samples)
+    judged = "SQNR tells what is worth a try" if a.findings else "By SQNR nothing needs to be done"
+    return (
+        f"{a.metric}: {counted} lost, which is within chance: models that are as good differ so much in "
+        f"{100 * a.by_chance:.0f} of 100 draws of as many samples. {judged}"
+    )
 
 
 def _finding(f: Finding, in_db: bool) -> str:
@@ -115,8 +131,8 @@ def _sensitivities(a: Analysis) -> Table:
 
 
 def share(a: Analysis, row: LayerReport) -> float:
-    """Share of the loss that is gone with this layer in float."""
-    return share_of_loss(a.float_value, a.simulated, row, is_sqnr(a))
+    """Share of the loss that is gone with this layer in float; 0 where what was lost may be chance."""
+    return share_of_loss(a.float_value, a.simulated, row, is_sqnr(a)) if a.is_sure else 0.0
 
 
 def _weights(a: Analysis) -> Table:

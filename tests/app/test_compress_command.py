@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -15,9 +16,11 @@ import pytest
 from typer.testing import CliRunner
 
 import kquant
+from kquant.analysis.by_chance import chance
+from kquant.analysis.results import Finding, Gain
 from kquant.app import pipeline
-from kquant.app.cli import app
-from kquant.exporting.model_card import ModelCard, chance
+from kquant.app.cli import _say_remedy, app
+from kquant.exporting.model_card import ModelCard
 from kquant.report.tables import page
 
 
@@ -141,6 +144,15 @@ def test_what_analyze_shows_works_when_it_is_pasted(
             subprocess.run([sys.executable, *shlex.split(line)[1:]], check=True)
     [written] = Path("better").glob("*.tflite")
     assert kquant.inspect(written).is_integer
+
+
+def test_told_commands_never_calibrate_on_what_a_model_is_judged_by(capsys: pytest.CaptureFixture[str]) -> None:
+    found = SimpleNamespace(target="tflm", findings=[Finding("a", "b", "", remedy="steps = []", gain=Gain(0.1, 3.0))])
+    _say_remedy(found, Path("net.keras"), {"data": Path("t.npz"), "labels": Path("l.npy"), "target": "tflm"}, None)
+    analyze, compress = (shlex.split(line) for line in capsys.readouterr().out.splitlines()[-2:])
+    assert analyze[analyze.index("--data") + 1] == "t.npz"
+    read = {name: compress[compress.index(name) + 1] for name in ("--data", "--test", "--labels")}
+    assert read == {"--data": "CALIBRATION.npz", "--test": "t.npz", "--labels": "l.npy"}
 
 
 def test_a_page_of_lost_accuracy_is_not_ready() -> None:
