@@ -3,14 +3,14 @@
     x, f(x)  ->  x / widths, f(widths * (x / widths)): the same outputs, and columns that go together
 
 After folding, nothing of a Normalization is left in a quantized model. So what `kquant.split_preprocessing` gains is
-tried with the widths of these data, which the first layer's weights take up.
+tried with the widths of these data, which the first layer's weights take up, as it does itself where it is given data
+and nothing in the model scales.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import keras
 import numpy as np
@@ -18,6 +18,7 @@ import numpy as np
 from kquant.calibration.lost_signal import FEW_CODES, UNLIKE, codes_of, widths_of
 from kquant.graph.graph import Graph
 from kquant.layers.nodes import FakeQuant
+from kquant.prepare.divided_columns import column_widths, of_divided
 
 
 @dataclass(frozen=True)
@@ -72,14 +73,6 @@ def scaled_alike(model: keras.Model, x: Sequence[np.ndarray]) -> tuple[keras.Mod
     Returns:
         A model that gives for the second the same outputs as `model` for `x`.
     """
-    flat, scaled, data = keras.tree.flatten(model.input), [], []
-    entrances: list[Any] = [keras.Input(t.shape[1:], dtype=t.dtype, name=t.name) for t in flat]
-    for entrance, values in zip(entrances, x, strict=True):
-        is_scaled = keras.backend.is_float_dtype(entrance.dtype) and values.ndim >= 2
-        widths = widths_of(values, values.ndim - 1) if is_scaled else np.ones(1)
-        widths = np.where(widths > 0.0, widths, 1.0).astype(np.float32)
-        scaled.append(keras.layers.Rescaling(widths.tolist())(entrance) if is_scaled else entrance)
-        data.append((values / widths).astype(values.dtype) if is_scaled else values)
-    inputs: Any = keras.tree.pack_sequence_as(model.input, entrances)
-    outputs = model(keras.tree.pack_sequence_as(model.input, scaled))
-    return keras.Model(inputs, outputs, name=model.name), data
+    widths = column_widths(model, x)
+    divided = [v if w is None else (v / w).astype(v.dtype) for v, w in zip(x, widths, strict=True)]
+    return of_divided(model, widths), divided

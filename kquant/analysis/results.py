@@ -11,7 +11,9 @@ from kquant.core.messages import first_of
 from kquant.core.result import Result
 
 # A remedy that is no line of a recipe: the application scales the columns, and the model begins behind that.
-SPLIT = "kquant.split_preprocessing(model)  # on the command line: kquant split MODEL.keras --folder split"
+SPLIT = (
+    "kquant.split_preprocessing(model, data)  # on the command line: kquant split MODEL.keras --data X --folder split"
+)
 
 
 @dataclass(frozen=True)

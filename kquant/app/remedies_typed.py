@@ -34,6 +34,10 @@ REMEDIES = (
         "give the quantized .keras file that kquant compress left in its --folder, like build/model.keras",
     ),
     Typed(
+        r"Give samples, (and its columns.*): kquant\.split_preprocessing\(model, data\)",
+        r"Give samples (--data), \1",
+    ),
+    Typed(
         r"`kquant\.equalize\(q, data\)` before calibrating",
         '`steps = ["equalize", "calibrate"]` in the recipe, or `kquant correct --steps equalize,calibrate`',
     ),

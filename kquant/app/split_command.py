@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kquant.app.options import Json, Limit, Model, Scale, refusing
 from kquant.files.named_files import check_data
+
+if TYPE_CHECKING:
+    from kquant.prepare.split_inputs import SplitModel
 
 
 @refusing
@@ -41,9 +44,10 @@ def split(
     with command_files.output_folder(folder, model):
         new = Outputs([before, after, *arrays.values()], "split")
         given = command_files.load_model(model)
-        parts = split_preprocessing(given)
-        names = [each.name for each in command_files.inputs_of(parts.model)]
         takes = command_files.inputs_of(given)
+        shown = command_files.load_data(next(iter(arrays)), takes, scale=scale, limit=limit) if arrays else None
+        parts = split_preprocessing(given, shown)
+        names = [each.name for each in command_files.inputs_of(parts.model)]
         with new:
             command_files.save_model(parts.preprocessing, before, new)
             command_files.save_model(parts.model, after, new)
@@ -54,9 +58,19 @@ def split(
                 new.write(path, command_files.arrays_file(held))
     if as_json:
         made = {"preprocessing": before, "model": after, "data": list(arrays.values()), "moved": parts.moved}
+        made["widths"] = [None if each is None else each.tolist() for each in parts.widths]
         typer.echo(json.dumps(made, default=str))
         return
-    typer.echo(f"{before}: {', '.join(parts.moved)}, which the application computes in float")
+    _tell(parts, before, after, arrays)
+
+
+def _tell(parts: SplitModel, before: Path, after: Path, arrays: dict[Path, Path]) -> None:
+    by = ", ".join(parts.moved) or "a division of each column by its width in the samples"
+    typer.echo(f"{before}: {by}, which the application computes in float")
+    first = parts.widths[0] if parts.widths else None
+    if first is not None and len(parts.widths) == 1:  # as --mean and --std have it: (x - mean) / std
+        numbers = ",".join(f"{width:.9g}" for width in first)
+        typer.echo(f"kquant export takes raw samples with --mean {','.join('0' for _ in first)} --std {numbers}")
     typer.echo(f"{after}: the rest, for kquant compress")
     for source, path in arrays.items():
         typer.echo(f"{path}: {source} behind {before.name}")

@@ -70,8 +70,9 @@ def warn_of_losses(qmodel: keras.Model, seen: Observations) -> None:
 # What to do about each cause; what a remedy gives stands with the tensor.
 REMEDIES = {
     "input": (
-        "Bring the channels to one scale in the application, before the model: `kquant.split_preprocessing(model)` "
-        "(`kquant split`) takes a Normalization, and the like, out of it."
+        "Bring the channels to one scale in the application, before the model: `kquant.split_preprocessing(model, "
+        "data)` (`kquant split --data`) takes a Normalization, and the like, out of it; where it has none, it divides "
+        "the columns by their widths."
     ),
     "channels": (
         "Bring the channels nearer to each other: `kquant.equalize(q, data)` before calibrating, where a layer with "

@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
+import numpy as np
 
+from kquant.calibration.data import gather
 from kquant.core.messages import first_of
 from kquant.graph.given_model import check_keras, float_layers
 from kquant.graph.graph import Graph, Node, rewrite, substitute
@@ -23,6 +25,8 @@ from kquant.ops.constant import Stored
 from kquant.ops.expansion import expand_alone
 from kquant.ops.function import COMPARISONS, Function
 from kquant.ops.rule import MOVES
+from kquant.prepare.divided_columns import column_widths, division, of_divided
+from kquant.prepare.folding import fold
 from kquant.views.flat_copy import plain, read
 from kquant.views.float_model import refuse_quantized
 
@@ -38,18 +42,21 @@ class SplitModel:
     Attributes:
         preprocessing: Keras model, to run in float before the other one.
         model: Keras model, to quantize; its inputs are what `preprocessing` gives.
-        moved: names of the layers that left it.
+        moved: names of the layers that left it; empty where nothing in it scaled, and columns are divided.
+        widths: for each input what its columns are divided by, float32[columns]; None for one whose columns are not.
+            Empty where layers were moved.
     """
 
     preprocessing: keras.Model
     model: keras.Model
     moved: tuple[str, ...]
+    widths: tuple[np.ndarray | None, ...] = ()
 
     def __repr__(self) -> str:
-        return f"SplitModel({self.model.name!r}: {first_of(self.moved) or 'no layer'} moved in front of it)"
+        return f"SplitModel({self.model.name!r}: {first_of(self.moved) or 'a division'} moved in front of it)"
 
 
-def split_preprocessing(model: keras.Model) -> SplitModel:
+def split_preprocessing(model: keras.Model, data: Any = None) -> SplitModel:
     """Split a model behind the layers that scale its inputs by constants.
 
     Copies: `model` stays as it was.
@@ -58,16 +65,20 @@ def split_preprocessing(model: keras.Model) -> SplitModel:
     Rescaling, BatchNormalization (as it is at inference), constant factors and summands, functions of one value (log,
     sqrt), Keras layers without weights that only prepare data (MelSpectrogram), and what moves values between them.
 
+    Where no layer does that, `data` tell by what: each column (the last axis) of an input of floats is divided by its
+    width in them, largest less smallest value, and the weights of the layer that reads it are multiplied.
+
     Args:
         model: any built float Keras 3 model.
+        data: samples, see `kquant.calibrate`; read only where no layer scales inputs.
 
     Returns:
         Both parts, with weights of their own. Where every input keeps one tensor of its own, `model` has inputs of the
         same names and structure; else a list, one for each tensor that the rest reads.
 
     Raises:
-        ValueError: there is nothing to split, naming what reads each input; a model that is quantized, not built, or
-            whose `call` cannot be followed.
+        ValueError: there is nothing to split and no data are given, naming what reads each input; a model that is
+            quantized, not built, or whose `call` cannot be followed.
 
     Example:
         >>> norm = keras.layers.Normalization(mean=[0.0, 500.0], variance=[1.0, 1e6])
@@ -76,13 +87,21 @@ def split_preprocessing(model: keras.Model) -> SplitModel:
         >>> x = np.float32([[1.0, 1500.0]])
         >>> split.preprocessing(x).numpy().tolist(), len(split.model.layers)
         ([[1.0, 1.0]], 2)
+        >>> bare = keras.Sequential([keras.Input((2,), name="sensors"), keras.layers.Dense(3)])
+        >>> kquant.split_preprocessing(bare, np.float32([[0, 0], [2, 500]])).widths[0].tolist()
+        [2.0, 500.0]
     """
     check_keras(model, "split_preprocessing")
     refuse_quantized(model, float_layers(model, "quantize"))
     graph = read(plain(model))
     outside = _outside(graph)
+    if not outside and data is not None:
+        return _divided(_keras(graph), gather(model, data, None))
     if not outside:
-        raise ValueError(f"split_preprocessing: {model.name} scales no input before it computes: {_first(graph)}.")
+        raise ValueError(
+            f"split_preprocessing: {model.name} scales no input before it computes: {_first(graph)}. Give samples, and "
+            "its columns are divided by their widths in them: kquant.split_preprocessing(model, data)."
+        )
     left = {id(node) for node in outside}
     rest = [node for node in graph.nodes if id(node) not in left]
     cut, names = _cut(graph, outside, rest)
@@ -94,11 +113,21 @@ def split_preprocessing(model: keras.Model) -> SplitModel:
         args, kwargs = substitute((node.args, node.kwargs), new)
         nodes.append(replace(node, args=args, kwargs=kwargs))
     after = Graph(graph.name, entrances, substitute(graph.outputs, new), tuple(nodes), graph.output_names)
-    first, second = (
-        as_keras(rewrite(part, lambda node, args, kwargs: node.op(*args, **kwargs))) for part in (before, after)
-    )
+    first, second = _keras(before), _keras(after)
     moved = tuple(dict.fromkeys(n.name for n in outside if isinstance(n.op, layers.Layer) or _scales(n)))
     return SplitModel(first, second, moved)
+
+
+def _keras(graph: Graph) -> keras.Model:
+    return as_keras(rewrite(graph, lambda node, args, kwargs: node.op(*args, **kwargs)))
+
+
+def _divided(model: keras.Model, x: list[np.ndarray]) -> SplitModel:
+    widths = column_widths(model, x)
+    if all(each is None for each in widths):
+        raise ValueError(f"split_preprocessing: {model.name} has no input of floats with columns to divide.")
+    before = division(model, widths, f"{model.name}_preprocessing")
+    return SplitModel(before, fold(of_divided(model, widths)), (), tuple(widths))
 
 
 def _outside(graph: Graph) -> list[Node]:

@@ -71,3 +71,20 @@ def test_the_scaled_model_gives_the_same() -> None:
     assert not np.allclose(data[0], x[0]) and np.array_equal(data[1], x[1])
     given, same = (m.predict({"a": v[0], "b": v[1]}, verbose=0) for m, v in ((model, x), (scaled, data)))
     np.testing.assert_allclose(same, given, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_was_tried_is_what_is_offered_where_nothing_in_the_model_scales() -> None:
+    """A model that was trained on raw columns, or whose Normalization lies in its first kernel already."""
+    model = kquant.fold(sensors())
+    wanted = np.asarray(model(ROWS)).argmax(-1)
+    _, a = analyzed(model, ROWS, wanted)
+    finding = next(f for f in a.findings if f.cause == "unlike input columns")
+    assert finding.gain is not None and "(model, data)" in finding.remedy
+    split = kquant.split_preprocessing(model, ROWS)
+    x = np.asarray(split.preprocessing(ROWS))
+    np.testing.assert_allclose(split.model(x), model(ROWS), rtol=1e-4, atol=1e-5)
+    assert [type(layer).__name__ for layer in split.model.layers][:2] == ["InputLayer", "Dense"]
+    np.testing.assert_allclose(split.widths[0], np.ptp(ROWS, axis=0), rtol=1e-6)  # type: ignore[arg-type]
+    _, after = analyzed(split.model, x, wanted)
+    assert abs(a.value + finding.gain.value - after.value) <= 0.02 and after.value > a.value + 0.1

@@ -60,3 +60,18 @@ def test_results_of_one_name_are_refused(work: Path) -> None:
         done = kq("split", *given, "--folder", work / "split")
         assert done.exit_code == 1 and said in done.stderr and "; rename " in done.stderr, done.output
         assert not (work / "split").exists()
+
+
+def test_columns_are_divided_where_nothing_scales_and_export_is_told_the_widths(work: Path) -> None:
+    model = keras.Sequential([keras.Input((3,), name="sensors"), layers.Dense(2, name="first")])
+    model.save(work / "plain.keras")
+    bare = kq("split", work / "plain.keras", "--folder", work / "split")
+    assert bare.exit_code == 1 and "Give samples (--data)" in " ".join(bare.stderr.split())
+    done = kq("split", work / "plain.keras", "--folder", work / "split", "--data", work / "rows.npz")
+    assert done.exit_code == 0, done.output
+    words = done.stdout.split()
+    mean, std = (np.float32(words[words.index(name) + 1].split(",")) for name in ("--mean", "--std"))
+    with np.load(work / "split/rows.npz") as held:
+        np.testing.assert_allclose(held["sensors"], (ROWS - mean) / std, rtol=1e-5)
+        after = keras.models.load_model(work / "split/plain.keras")
+        np.testing.assert_allclose(after(held["sensors"]), model(ROWS), rtol=1e-4, atol=1e-3)
