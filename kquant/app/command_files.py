@@ -8,6 +8,7 @@ import io
 import math
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 import kquant.layers.nodes
 import kquant.ops  # noqa: F401  both register kquant's layers with Keras, which `load_model` needs
 from kquant.app import collector
-from kquant.core.messages import absent, shortened
+from kquant.core.messages import absent, first_of, shortened, warn
 from kquant.exporting.export_file import export
 from kquant.files import keras_files
 from kquant.files.atomic import Outputs, write_atomically
@@ -194,10 +195,21 @@ def _images(folder: Path, takes: Sequence[Input], scale: float, limit: int | Non
     if not files:
         raise ValueError(f"{folder}: no images in it; known are {', '.join(IMAGES)}.")
     chosen = [files[i] for i in _spread(len(files), limit)]
-    return np.stack([_image(file, shape) for file in chosen]) * np.float32(scale)
+    sizes: Counter[tuple[int, ...]] = Counter()
+    pixels = np.stack([_image(file, shape, sizes) for file in chosen]) * np.float32(scale)
+    others = {size: count for size, count in sizes.items() if size != shape[:2]}
+    if others:
+        largest = first_of((f"{h} x {w}" for h, w in sorted(others, key=lambda size: -others[size])), 3)
+        warn(
+            f"{folder}: {sum(others.values())} of {len(chosen)} images were resized, the whole of each, to the model's "
+            f"{shape[0]} x {shape[1]} pixels (height x width) from {largest}. Where training cropped or padded, give "
+            "files that are prepared so."
+        )
+    return pixels
 
 
-def _image(file: Path, shape: tuple[Any, ...]) -> np.ndarray:
+def _image(file: Path, shape: tuple[Any, ...], sizes: Counter[tuple[int, ...]]) -> np.ndarray:
+    """Pixels of a file in the size that is wanted; its own is counted."""
     from PIL import Image  # optional extra
 
     if not file.is_file():
@@ -210,6 +222,7 @@ def _image(file: Path, shape: tuple[Any, ...]) -> np.ndarray:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             if math.prod(image.size) > MOST_PIXELS:
                 raise ValueError(f"{image.size[0]} x {image.size[1]} pixels; at most {MOST_PIXELS:,} in all")
+            sizes[image.size[::-1]] += 1
             mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
             resized = image.convert(mode).resize((width, height), Image.Resampling.BILINEAR)
     # Pillow's readers let through what struct, zlib and their own parsers raise at damaged bytes

@@ -16,6 +16,7 @@ import tensorflow as tf
 from kquant.calibration.data_scale import Expected, warn_of_scale
 from kquant.core.callers import each_told, telling
 from kquant.core.checks import array_of, has_shape, wrong_shape
+from kquant.core.messages import first_of
 from kquant.core.renamed import Batches
 from kquant.layers.nodes import FakeQuant
 
@@ -65,14 +66,14 @@ def batches_of(model: keras.Model | Ports, data: Any, batch_size: int = 32, limi
         yield from itertools.islice(batches_of(model, data, batch_size, limit.samples), limit)
         return
     # batches are cut, so that `limit` counts samples however the data are batched
-    left = sys.maxsize if limit is None else limit
+    left, before = sys.maxsize if limit is None else limit, 0
     for number, batch in enumerate(_raw(model, data, batch_size)):
-        checked = _checked(model, batch, number)
+        checked = _checked(model, batch, number, before)
         if number == 0 and isinstance(model, keras.Model):
             _look_at_scale(model, checked)
         count = len(keras.tree.flatten(checked)[0])
         yield checked if count <= left else keras.tree.map_structure(lambda t, end=left: t[:end], checked)
-        left -= count
+        left, before = left - count, before + count
         if left <= 0:  # before the next batch is asked for
             return
 
@@ -191,7 +192,7 @@ def _raw(model: keras.Model | Ports, data: Any, batch_size: int) -> Iterator[Any
 
 
 def _arrays(model: keras.Model | Ports, data: Any, batch_size: int) -> Iterator[Any]:
-    data = _inputs_only(model, data)
+    beside, data = data, _inputs_only(model, data)
     count = len(model.inputs)
     _refuse_list_of_batches(data, model)
     if isinstance(data, dict):
@@ -205,6 +206,12 @@ def _arrays(model: keras.Model | Ports, data: Any, batch_size: int) -> Iterator[
     sizes = {len(a) for a in keras.tree.flatten(data)}
     if len(sizes) != 1:
         raise ValueError(f"data: every input needs the same number of samples. Received: {sorted(sizes)}.")
+    for labels in beside[1:] if isinstance(beside, tuple) and beside is not data else ():
+        if hasattr(labels, "shape") and np.ndim(labels) and {len(labels)} != sizes:
+            raise ValueError(
+                f"data: a tuple is (samples, labels), both of one length. Received: {sizes.pop()} samples, "
+                f"{len(labels)} labels. Labels are not read here: the samples alone will do."
+            )
     for start in range(0, sizes.pop(), batch_size):
         yield keras.tree.map_structure(lambda a, s=start: a[s : s + batch_size], data)
 
@@ -238,7 +245,8 @@ def _inputs_only(model: keras.Model | Ports, batch: Any) -> Any:
     return batch[0] if 0 < len(batch) <= 3 else batch
 
 
-def _checked(model: keras.Model | Ports, batch: Any, number: int) -> Any:
+def _checked(model: keras.Model | Ports, batch: Any, number: int, before: int) -> Any:
+    """A batch as the model takes it: its number, and how many samples came before it, are for messages."""
     specs = model.inputs
     given = batch if not isinstance(batch, dict) else [_pick(batch, name, number) for name in _names(model)]
     flat = list(given) if isinstance(given, list | tuple) else [given]
@@ -247,7 +255,7 @@ def _checked(model: keras.Model | Ports, batch: Any, number: int) -> Any:
             f"data, batch {number}: expected {len(specs)} inputs ({', '.join(t.name for t in specs)}). "
             f"Received: {len(flat)}."
         )
-    checked = [_one(x, t, number) for x, t in zip(flat, specs, strict=True)]
+    checked = [_one(x, t, number, before) for x, t in zip(flat, specs, strict=True)]
     if len({len(x) for x in checked}) > 1:
         raise ValueError(
             f"data, batch {number}: every input needs the same number of samples. "
@@ -276,13 +284,14 @@ def _pick(batch: dict[str, Any], name: str, number: int) -> Any:
     return batch[name]
 
 
-def _one(given: Any, spec: Any, number: int) -> tf.Tensor:
+def _one(given: Any, spec: Any, number: int, before: int) -> tf.Tensor:
     where = f"data, batch {number}, input '{spec.name}'"
     x = array_of(where, given)
     # NumPy's kind of bfloat16 is V, of no type that it knows
     real = x.dtype.kind in "fiub" or x.dtype == tf.bfloat16.as_numpy_dtype
     if not real or (x.dtype.kind == "f" and "int" in spec.dtype):
-        raise ValueError(f"{where}: expected numbers of type {spec.dtype}. Received: dtype {x.dtype}.")
+        way = _as_whole(x, spec)
+        raise ValueError(f"{where}: expected numbers of type {spec.dtype}. Received: dtype {x.dtype}.{way}")
     expected = tuple(spec.shape[1:])
     if not has_shape(x.shape[1:], expected):
         raise ValueError(f"{where}: {wrong_shape(x.shape, expected)}")
@@ -291,5 +300,23 @@ def _one(given: Any, spec: Any, number: int) -> tf.Tensor:
     if not np.all(np.isfinite(converted)):
         hides = not np.any(np.isnan(converted)) and not np.any(converted == np.inf)
         way = "remove those samples" if not hides else "in a mask that is added to logits write -1e9"
-        raise ValueError(f"{where}: {'minus infinity' if hides else 'NaN or Inf'} among the values; {way}.")
+        said = f"{'minus infinity' if hides else 'NaN or Inf'} among the values of {_samples_of(converted, before)}"
+        raise ValueError(f"{where}: {said}; {way}.")
     return tf.convert_to_tensor(converted)
+
+
+def _samples_of(x: np.ndarray, before: int) -> str:
+    """Which samples of a batch hold what is not finite, by their numbers in the data."""
+    bad = np.flatnonzero(~np.all(np.isfinite(x.reshape(len(x), -1)), axis=1))
+    named = first_of(str(before + n) for n in bad)
+    return f"{len(bad)} of the {len(x)} samples in this batch: {named} (counted from 0 over all data)"
+
+
+def _as_whole(x: np.ndarray, spec: Any) -> str:
+    """What to do with floats for an input of integers, for behind a full stop."""
+    if x.dtype.kind != "f":
+        return ""
+    odd = x[x != np.rint(x)]  # NaN too
+    if odd.size:
+        return f" {odd[0]:g} among them is no whole number: is this the input '{spec.name}'?"
+    return f" They are whole numbers: give x.astype('{spec.dtype}')."

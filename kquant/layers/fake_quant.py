@@ -457,22 +457,22 @@ class FakeQuant(keras.layers.Layer):
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Training where the range has gradients, or the grid is still wide; what follows takes the grid it got."""
         if self.follows:
-            # What follows an encoding (means, interpolated and clipped values) lies between its ends: nothing to clip,
-            # and no range of its own to learn.
+            # What follows an encoding (means, interpolated values) lies between its ends: nothing to clip or learn.
             scale, zero_point, _ = self.grid(encodings)
             return replaced(y, tf.round(y / scale) * scale), scale, zero_point
         self.charge(y)
         return range_learner.fake_quantize(self, y, moved, from_zero=from_zero)
 
     def _warn_unseen(self) -> None:
+        graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
         with tf.init_scope():
-            known = tf.executing_eagerly()
+            known = tf.executing_eagerly() and not getattr(graph, "told_unseen", False)
         if self.has_range and known:
-            warnings.warn(
-                "This model has quantization nodes that have seen no data; they pass values through in float. "
-                "Run kquant.calibrate(model, data), or train it, before you trust its accuracy.",
-                stacklevel=2,
-            )
+            said = "This model has quantization nodes that have seen no data; they pass values through in float."
+            way = "Run kquant.calibrate(model, data), or train it, before you trust its accuracy."
+            warnings.warn(f"{said} {way}", stacklevel=2)
+            if graph is not None:
+                graph.told_unseen = True  # one graph has many nodes
 
     def get_config(self) -> dict[str, Any]:
         """All arguments."""

@@ -437,7 +437,8 @@ def test_images_are_resized_and_scaled(work):
         pixels = np.random.default_rng(i).integers(0, 256, (12, 9, 3), np.uint8)
         Image.fromarray(pixels).save(folder / "a" / f"{i}.png")
     arguments = ("compress", work / "tiny.keras", "--data", folder, "--scale", "1/255", "--folder", work / "photo")
-    result = kq(*arguments, "--json")
+    with pytest.warns(UserWarning, match=r"photos: 40 of 40 images were resized.* from 12 x 9\."):
+        result = kq(*arguments, "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["inputs"][0]["scale"] < 1.01 / 255
     (folder / "a/broken.png").write_bytes(b"no image")

@@ -522,6 +522,14 @@ def test_nodes_without_data_pass_values_through_and_say_so_once() -> None:
     assert len(messages) == 1 and "Run kquant.calibrate" in messages[0]
 
 
+def test_nodes_without_data_are_told_of_once_however_many_there_are() -> None:
+    q = small()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        q.predict(X, verbose=0)
+    assert len([w for w in caught if "have seen no data" in str(w.message)]) == 1
+
+
 def test_nodes_without_data_start_from_the_first_batch_in_training() -> None:
     q = small()
     q.compile(keras.optimizers.SGD(0.0), "mse", run_eagerly=True)

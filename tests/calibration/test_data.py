@@ -138,12 +138,39 @@ WRONG: dict[str, tuple[Any, str]] = {
     "NaN": (np.where(X == X[50, 0, 0], np.nan, X), "data, batch 1, input 'x': NaN or Inf"),
     "Inf": (np.where(X == X[0, 0, 0], np.inf, X), "data, batch 0, input 'x': NaN or Inf"),
     "too large for float32": (X.astype("float64") * 1e300, "NaN or Inf"),
+    "labels of another length": (
+        (X, np.zeros(50)),
+        r"a tuple is \(samples, labels\), both of one length\. Received: 70 samples, 50",
+    ),
     "None": (None, "expected samples .*Received: None"),
     "a path": ("images/", "expected samples .*Received: 'images/'"),
     "a number": (3.0, r"expected arrays \[samples, ...\]. Received: 3.0"),
     "another key": ({"y": X}, "no input 'x'. Received: y"),
     "too many inputs": (lambda: [[X, X]], r"expected 1 inputs \(x\). Received: 2"),
 }
+
+
+def test_samples_with_nan_are_named_by_their_number_in_the_data() -> None:
+    x = X.copy()
+    x[[3, 40, 41, 69]] = np.nan
+    with pytest.raises(ValueError, match=r"batch 0, .*values of 1 of the 32 samples in this batch: 3 \(counted from 0"):
+        list(batches_of(one(), x, batch_size=32))
+    x[3] = 0.0
+    for given in (x, tf.data.Dataset.from_tensor_slices(x).batch(32), lambda: (x[i : i + 32] for i in (0, 32, 64))):
+        with pytest.raises(ValueError, match=r"batch 1, .*values of 2 of the 32 samples in this batch: 40, 41 \("):
+            list(batches_of(one(), given, batch_size=32))
+    kept = x[np.all(np.isfinite(x), axis=(1, 2))]  # "remove those samples"
+    assert len(np.concatenate(list(batches_of(one(), kept)))) == 67
+
+
+def test_floats_for_an_input_of_integers_are_told_what_to_do() -> None:
+    model = keras.Sequential([keras.Input((3,), dtype="int32", name="ids"), keras.layers.Embedding(9, 2)])
+    whole = np.arange(6.0, dtype="float32").reshape(2, 3)
+    with pytest.raises(ValueError, match=r"dtype float32\. They are whole numbers: give x\.astype\('int32'\)"):
+        list(batches_of(model, whole))
+    assert next(batches_of(model, whole.astype("int32")))[0].dtype == tf.int32
+    with pytest.raises(ValueError, match=r"0\.5 among them is no whole number: is this the input 'ids'"):
+        list(batches_of(model, whole + 0.5))
 
 
 @pytest.mark.parametrize("kind", WRONG)
