@@ -21,6 +21,8 @@ NARROW = 1 / 100
 ENOUGH_SAMPLES = 8
 # What data are divided by on the way into a model: images of 8 bits, and sound of 16.
 FACTORS = (255.0, 127.5, 32768.0)
+CHANNELS = (1, 3, 4)  # of images
+LEVELS, BRIGHT = 256, 127.0  # of pixels, of which a few dark images reach no more than half
 SOME_VALUES = 1 << 16  # of a batch, that tell how its values are distributed
 
 
@@ -113,6 +115,22 @@ def doubt(values: np.ndarray, expected: Expected) -> str | None:
             "in x / 127.5 - 1, or to subtract the mean?"
         )
     return None
+
+
+def are_pixels(values: np.ndarray) -> bool:
+    """True for images whose values go from 0 to 255 in levels of 8 bits.
+
+    Args:
+        values: of one input, with the axis of samples.
+
+    Example:
+        >>> image = np.arange(0.0, 256.0).reshape(1, 16, 16, 1)
+        >>> are_pixels(image), are_pixels(image / 255), are_pixels(image.reshape(1, 256)), are_pixels(image + 0.5)
+        (True, False, False, False)
+    """
+    if values.ndim != 4 or values.shape[-1] not in CHANNELS or not BRIGHT < values.max(initial=0.0) <= LEVELS - 1:
+        return False
+    return float(values.min()) >= 0.0 and np.unique(values).size <= LEVELS
 
 
 def _hides(outside: np.ndarray) -> bool:

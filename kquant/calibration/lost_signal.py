@@ -16,9 +16,10 @@ from typing import Any
 import keras
 import numpy as np
 
+from kquant.calibration.data_scale import are_pixels
 from kquant.calibration.observations import Observations
 from kquant.calibration.stacked_runs import outputs_with, stacks
-from kquant.core.messages import warn
+from kquant.core.messages import first_of, warn
 from kquant.core.origin import origins
 from kquant.graph.graph import Graph, Node, outputs_of, run
 from kquant.graph.unfold import substitute
@@ -58,13 +59,28 @@ def warn_of_losses(qmodel: keras.Model, seen: Observations) -> None:
     if seen.some is None:
         return  # of shards that were saved: there are no samples to measure with
     x, y = seen.some
-    if _total_db(qmodel, x, y) >= ENOUGH_DB:
+    kept_db = _total_db(qmodel, x, y)
+    if kept_db >= ENOUGH_DB:
         return
+    _warn_of_pixels(qmodel, x, kept_db)  # first: what follows of it is no fault of the layers that are named then
     losses = _Model(qmodel, x).losses()
     for cause, remedy in REMEDIES.items():
         said = [f.said for f in losses if f.cause == cause]
         if said:
             warn(f"calibrate: {'; '.join(said[:3])}{_more(said)}. {remedy}")
+
+
+def _warn_of_pixels(qmodel: keras.Model, x: Any, kept_db: float) -> None:
+    """Name inputs that got images of 0..255, which few models read without scaling them."""
+    entrances, given = read(qmodel).input_tensors, keras.tree.flatten(x)
+    named = [t.name for t, v in zip(entrances, given, strict=True) if are_pixels(np.asarray(v))]
+    if named:
+        warn(
+            f"calibrate: the pixels of {first_of(named)} go from 0 to 255, and the grids leave the outputs "
+            f"{kept_db:.1f} dB of signal over noise. Was the model trained on 0..1 or -1..1, by a scaling that is no "
+            "layer in it? Scale them here as there first: x / 255 (`--scale 1/255` on the command line) or "
+            "x / 127.5 - 1."
+        )
 
 
 # What to do about each cause; what a remedy gives stands with the tensor.

@@ -176,6 +176,33 @@ def test_a_softmax_over_many_steps_is_told_and_16_bits_mend_it() -> None:
         assert len(said(lambda q=q: kquant.calibrate(q, STEPS, verbose=False), "softmax over 512", "16 bits")) == told
 
 
+def unlike_images() -> Model:
+    """Channels inside that go ten thousandfold apart, so that the outputs lose their signal."""
+    model = keras.Sequential([keras.Input((6, 6, 3), name="image"), layers.Conv2D(8, 3, name="wide")])
+    model.add(layers.ReLU(name="wide_relu"))
+    for layer in (layers.Flatten(), layers.Dense(3, name="last")):
+        model.add(layer)
+    factors = np.geomspace(1e-4, 1.0, 8).astype(np.float32)
+    kernel, bias = model.get_layer("wide").get_weights()
+    model.get_layer("wide").set_weights([kernel * factors, bias])
+    kernel, bias = model.get_layer("last").get_weights()
+    model.get_layer("last").set_weights([kernel / np.tile(factors, 16)[:, None], bias])
+    return model
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.uint8])
+def test_pixels_are_asked_about_before_what_follows_of_them(kind: type) -> None:
+    model = unlike_images()
+    with_pixels = said(lambda: kquant.calibrate(kquant.quantize(model), PIXELS.astype(kind), verbose=False))
+    assert "the pixels of image go from 0 to 255" in with_pixels[0] and "`--scale 1/255`" in with_pixels[0]
+    assert "very unlike scale" in with_pixels[1]
+    scaled = said(lambda: kquant.calibrate(kquant.quantize(model), PIXELS / 255, verbose=False))
+    assert len(scaled) == 1 and "very unlike scale" in scaled[0]
+    # of a model that keeps its signal nobody is asked
+    healthy = network()
+    assert said(lambda: kquant.calibrate(kquant.quantize(healthy), PIXELS, verbose=False), "pixels") == []
+
+
 LOST: dict[str, tuple[Callable[[], Model], np.ndarray, str]] = {
     "columns of an input": (
         lambda: losing(layers.Normalization(mean=[0.0] * 5, variance=list(SENSORS.var(0))), width=5),
