@@ -30,7 +30,7 @@ GAIN_DB = 3.0
 CLIPPED = 1e-3
 # Under a quarter of the grid, two bits are spent on values that do not come.
 USED = 0.25
-# A tensor that joins others at an eighth of their range has three bits less.
+# A tensor that joins others at an eighth of their range has three of eight bits less.
 UNBALANCED = 8.0
 # `kquant.calibrate` warns below this number.
 FEW_SAMPLES = 32
@@ -171,8 +171,8 @@ def concats(e: Evidence) -> Iterator[Finding]:
     """Tensors of very different ranges in one encoding."""
     for t in e.tensors:
         widths = np.array([max(high, 0.0) - min(low, 0.0) for low, high in t.sites])
-        # beyond here one of the tensors has less than an eighth of the codes
-        if len(widths) < 2 or widths.min() * UNBALANCED > widths.max():
+        # beyond here one of the tensors has less than an eighth of the codes of 8 bits; of 16 bits that is little
+        if len(widths) < 2 or widths.min() * UNBALANCED * 2.0 ** (t.bits - 8) > widths.max():
             continue
         evidence = f"one encoding for ranges of width {', '.join(f'{w:.4g}' for w in widths)}"
         wide = _rule(t.unit, "activations", "bits = 16")

@@ -391,13 +391,13 @@ def test_a_wrong_range(factor: float, cause: str) -> None:
 
 
 def test_an_unbalanced_concat() -> None:
-    def joined(scale: float) -> kquant.Analysis:
+    def joined(scale: float, bits: int = 8) -> kquant.Analysis:
         keras.utils.set_random_seed(1)
         x = keras.Input((6, 6, 2), name="image")
         left = layers.Conv2D(3, 3, name="left")(x)
         right = layers.Conv2D(3, 3, name="right", kernel_initializer=keras.initializers.RandomNormal(0, scale))(x)
         model = keras.Model(x, layers.Flatten()(layers.Concatenate(name="both")([left, right])))
-        one_grid = {"name": "joined", "activations": {"heads": "joined"}}
+        one_grid = {"name": "joined", "activations": {"heads": "joined", "bits": bits}}
         return analyzed(calibrated(model, one_grid), sensitivity=False, remedies=True, limit=64)
 
     a = joined(30.0)
@@ -405,6 +405,7 @@ def test_an_unbalanced_concat() -> None:
     assert finding.layer == "both"
     assert "bits = 16" in finding.remedy and finding.gain.sqnr_db > 1
     assert "unbalanced concat" not in causes(joined(0.3))
+    assert "unbalanced concat" not in causes(joined(30.0, bits=16)), "that was the remedy"
 
 
 def test_too_few_samples(healthy: tuple) -> None:
