@@ -69,6 +69,9 @@ app = typer.Typer(
 )
 
 
+Labels = Annotated[
+    Path | None, typer.Option("--labels", help="Class numbers (.npy) of the samples: tell the accuracy too")
+]
 CALIBRATION = "CALIBRATION.npz"  # in commands that are told: samples of the user's that the model is not judged by
 
 
@@ -275,10 +278,14 @@ def scan(
 def autotune(
     model: Model,
     data: Data,
-    labels: Annotated[Path, typer.Option("--labels", help="Class numbers (.npy) of the samples")],
+    labels: Annotated[Path, typer.Option("--labels", help="Class numbers (.npy) of the samples (--test)")],
     folder: Annotated[
         Path, typer.Option("--folder", help="Folder for the results, and for going on where it was stopped")
     ],
+    test: Annotated[
+        Path | None,
+        typer.Option("--test", help="Samples that --labels are of, to judge by; by default those of --data"),
+    ] = None,
     max_drop: Annotated[
         float, typer.Option("--max-drop", min=0.0, max=1.0, help="Accuracy that may be lost, 0.01 is a point")
     ] = 0.01,
@@ -299,11 +306,13 @@ def autotune(
     with command_files.output_folder(folder, model) as kept:
         new = Outputs(results.paths, "autotune")  # refuses before the search what could not be written after it
         keras_model = command_files.load_model(model)
-        arrays = command_files.load_data(data, command_files.inputs_of(keras_model), scale=scale, limit=limit)
+        takes = command_files.inputs_of(keras_model)
+        arrays = command_files.load_data(data, takes, scale=scale, limit=limit)
+        judged = arrays if test is None else command_files.load_data(test, takes, scale=scale, limit=limit)
         tuned = run_autotune(
             keras_model,
             arrays,
-            top1_of(arrays, command_files.load_labels(labels, limit=limit)),
+            top1_of(judged, command_files.load_labels(labels, limit=limit)),
             max_drop=max_drop,
             target=target,
             recipe=recipe,
@@ -326,18 +335,34 @@ def verify(
         str | None, typer.Option("--runtime", help="litert (XNNPACK), litert-reference, tflm; by default the target's")
     ] = None,
     agreement: Annotated[float, typer.Option("--agreement", help="dB to reach on one that rounds otherwise")] = 20.0,
+    labels: Labels = None,
     scale: Scale = 1.0,  # type: ignore[assignment]
     limit: Limit = 64,
     as_json: Json = False,
 ) -> None:
     """Compare a .tflite file with the quantized model that it was exported from."""
-    from kquant.app import command_files
+    from kquant import report
+    from kquant.app import answers_right, command_files
     from kquant.exporting.verification import verify as run_verify
+    from kquant.runtime.running import predict as run_predict
 
     qmodel = command_files.load_model(model)
     arrays = command_files.load_data(data, command_files.inputs_of(qmodel), scale=scale, limit=limit)
+    judge = None if labels is None else command_files.load_labels(labels, limit=limit)
     compared = run_verify(qmodel, file, arrays, runtime, limit=limit, agreement=agreement)
-    say(compared, as_json)
+    if judge is None:
+        say(compared, as_json)
+    else:
+        by_file = run_predict(file, arrays, compared.runtime, verbose=False)
+        # a parameter of Keras has the type of its default
+        by_model = qmodel.predict(arrays, verbose=0)  # pyright: ignore[reportArgumentType]
+        answers = {"model": by_model, "file": by_file}
+        shares = answers_right.accuracies(judge, answers)
+        if as_json:
+            typer.echo(answers_right.with_accuracies(report.to_json(compared), shares))
+        else:
+            say(compared, as_json)
+            answers_right.say_accuracies(shares, len(judge), compared.runtime)
     raise typer.Exit(0 if compared.ok else 1)
 
 
@@ -348,13 +373,14 @@ def predict(
     data: Data,
     runtime: Runtime = "litert",
     path: Annotated[Path | None, typer.Option("--path", help="Write the outputs to this .npz file")] = None,
+    labels: Labels = None,
     scale: Scale = 1.0,  # type: ignore[assignment]
     limit: Limit = None,
     as_json: Json = False,
 ) -> None:
     """Run a .tflite file on samples; real numbers in, real numbers out."""
     from kquant import report
-    from kquant.app import command_files
+    from kquant.app import answers_right, command_files
     from kquant.runtime.running import predict as run_predict
     from kquant.tflite.reader import inspect as run_inspect
 
@@ -362,12 +388,18 @@ def predict(
         command_files.check_arrays_file(path)
     described = run_inspect(file)
     arrays = command_files.load_data(data, command_files.inputs_of(described), scale=scale, limit=limit)
+    judge = None if labels is None else command_files.load_labels(labels, limit=limit)
     numbers = run_predict(file, arrays, runtime, verbose=_bars(as_json))
+    shares = {} if judge is None else answers_right.accuracies(judge, {"file": numbers})
     outputs = command_files.named_outputs(described, numbers)
     if path is not None:
         command_files.save_arrays(path, outputs)
-    # JSON needs a line's end, a rendered table has one
-    typer.echo(report.arrays_to_json(outputs) if as_json else report.render_arrays(outputs), nl=as_json)
+    if as_json:
+        typer.echo(answers_right.with_accuracies(report.arrays_to_json(outputs), shares))
+        return
+    typer.echo(report.render_arrays(outputs), nl=False)  # which ends its last line itself
+    if judge is not None:
+        answers_right.say_accuracies(shares, len(judge), runtime)
 
 
 @app.command()
