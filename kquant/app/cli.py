@@ -8,6 +8,7 @@ once.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import sys
@@ -437,13 +438,16 @@ def _stop(number: int, _frame: Any) -> None:
 
 
 TOLD: set[str] = set()
+FIGURE = re.compile(r"(?<![\w.])[-+]?\d[\d,.]*(?:e[-+]?\d+)?(?!\w)")  # and no digit of a layer's name
 
 
 def _once(message: Warning | str, *_args: Any, **_kwargs: Any) -> str:
     """The line of a warning; none where it was told before, as searches call a verb once for each rung."""
     line = f"warning: {typed(str(message))}\n"
-    new = line not in TOLD
-    TOLD.add(line)
+    # each rung of a search has other figures of the same tensors
+    said = FIGURE.sub("#", line)
+    new = said not in TOLD
+    TOLD.add(said)
     return line if new else ""
 
 

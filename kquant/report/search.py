@@ -22,7 +22,7 @@ UNITS = {"flash_bytes": "bytes of the file", "arena_bytes": "bytes of arena", "b
 @page.register
 def _tuned(t: Tuned) -> Page:
     columns = ("rung", "score", "drop", "file, bytes", "seconds", "")
-    rows = tuple((r.name, *_figures(r), f"{r.seconds:.1f}", "kept" if r.kept else _failed(r)) for r in t.rungs)
+    rows = tuple((r.name, *_figures(r), f"{r.seconds:.1f}", _state(r, t.best)) for r in t.rungs)
     verdict = f"drop {t.best.drop:+.4f} of the {t.max_drop:g} allowed"
     seconds = sum(r.seconds for r in t.rungs)
     return Page(
@@ -32,6 +32,13 @@ def _tuned(t: Tuned) -> Page:
         facts=(f"file {t.best.file_bytes:,} bytes", f"rungs tried: {len(t.rungs)}, in {seconds:.1f} s"),
         tables=(Table("Rungs, in the order they were tried", columns, rows, columns[1:5]),),
     )
+
+
+def _state(rung: Rung, best: Rung) -> str:
+    """Of one rung: the result, a step on the way to it, or why it failed."""
+    if rung is best:
+        return "chosen"
+    return "better than before" if rung.kept else _failed(rung)
 
 
 @page.register

@@ -10,6 +10,7 @@ written down, and made again by `kquant.compress`.
 from __future__ import annotations
 
 import numbers
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -72,6 +73,18 @@ class Rung:
     seconds: float
     kept: bool = False
     failed: str = ""
+
+    @property
+    def said(self) -> str:
+        """Its figures in a line.
+
+        Example:
+            >>> Rung("equalization", {}, 0.9375, 0.0125, 8128, 2.04).said
+            'score 0.9375, drop +0.0125, 8,128 bytes, 2.0 s'
+        """
+        if self.failed:
+            return f"failed: {self.failed}"
+        return f"score {self.score:.4f}, drop {self.drop:+.4f}, {self.file_bytes:,} bytes, {self.seconds:.1f} s"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -175,7 +188,7 @@ def autotune(
         folder: keep finished rungs there, in rungs.json; the same call, with data in the same order and an `evaluate`
             that says the same of the float model again, goes on where it was stopped. No model is kept: the best model
             is made again from its recipe. Failed rungs are tried again.
-        verbose: show a progress bar.
+        verbose: show a progress bar, and a line for every rung.
 
     Returns:
         The best model, its recipe, and a row for every rung.
@@ -227,7 +240,10 @@ def climbed(
     with tqdm(desc="autotune, at most", unit="rung", disable=not verbose, total=1) as bar:
         for name, tried in _ladder(search, base):
             bar.set_postfix_str(name)
+            count = len(search.rungs)
             search.climb(name, tried)
+            for rung in search.rungs[count:] if verbose else ():
+                tqdm.write(f"{rung.name}: {rung.said}", file=sys.stderr)  # above the bar, and there when it is gone
             bar.total = _most_rungs(search, base)  # the first rung tells how many layers there are
             bar.update()
             if is_within(search.best.drop, max_drop):
