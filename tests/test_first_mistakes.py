@@ -196,14 +196,14 @@ BUDGETS: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("verb", BUDGETS)
-@pytest.mark.parametrize("given", ["256KB", 0, 2.5, 4200.7, True, float("nan"), float("inf"), [64]])
+@pytest.mark.parametrize("given", ["many", "2.5", "0KB", 0, 2.5, 4200.7, True, float("nan"), float("inf"), [64]])
 def test_a_budget_is_a_whole_number_of_bytes(verb: str, given: Any) -> None:
-    said = f"{verb} must be a whole number of bytes, 1 or more, like 64 * 1024. Received: {given!r}."
+    said = f'{verb} must be a whole number of bytes, 1 or more, like "64KB". Received: {given!r}.'
     with pytest.raises(ValueError, match=re.escape(said)):
         BUDGETS[verb](given)
 
 
-@pytest.mark.parametrize("given", [64e3, np.int64(64000), np.float32(64000)])
+@pytest.mark.parametrize("given", [64e3, np.int64(64000), np.float32(64000), "62.5KB"])
 def test_whole_floats_and_numbers_of_numpy_are_budgets(given: Any, tmp_path: Path) -> None:
     limit = kquant.estimate(NET, flash_bytes=given).flash_limit
     assert limit == 64000 and type(limit) is int

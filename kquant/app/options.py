@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
@@ -20,7 +19,7 @@ import typer
 
 from kquant import targets
 from kquant.app.remedies_typed import typed
-from kquant.core.checks import is_within
+from kquant.core.checks import bytes_of, is_within
 from kquant.core.messages import check_known
 from kquant.files.named_files import check_data, check_labels_file, check_lite_file, check_model_file
 
@@ -66,12 +65,10 @@ def size(text: str) -> int:
         >>> size("256KB"), size("1.5 MiB"), size("4096")
         (262144, 1572864, 4096)
     """
-    given = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kmg])i?b?|b)?", text.strip().lower())
-    amount = 0.0 if given is None else float(given[1]) * UNITS[given[2] or ""]
-    # a part of a byte is a slip; 1.3KB is 1,331 bytes
-    if given is None or amount < 1.0 or (not given[2] and amount != int(amount)):
+    amount = bytes_of(text)
+    if amount is None:
         raise typer.BadParameter(f"expected a size like 256KB or 1MB, or whole bytes. Received: {text}")
-    return int(amount)
+    return amount
 
 
 def numbers(text: str) -> list[float]:
@@ -85,7 +82,6 @@ def numbers(text: str) -> list[float]:
 
 
 LOST = 3  # exit code: files are written, and more accuracy is lost than --max-drop allows
-UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 Model = Annotated[Path, typer.Argument(help="A model saved by Keras", metavar="MODEL.keras")]
 Lite = Annotated[Path, typer.Argument(help="A TFLite file", metavar="FILE.tflite")]
 Data = Annotated[

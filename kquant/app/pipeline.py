@@ -77,7 +77,7 @@ def compress(
     target: str = targets.DEFAULT,
     limit: int | None = None,
     input_shape: Any = None,
-    flash_bytes: int | None = None,
+    flash_bytes: int | str | None = None,
     evaluate: Callable[[keras.Model], float] | None = None,
     folder: str | Path | None = None,
     train: Train | None = None,
@@ -98,10 +98,10 @@ def compress(
         target: see `kquant.quantize`.
         limit: calibrate and correct with this many samples only, the first ones.
         input_shape: static shape(s) for models with open dimensions.
-        flash_bytes: budget of the file. Exact steps come first, then codes that TFLM decodes, then 4 bits and shorter
-            codes (`kquant.shorten_codes`) and distillation on the samples; where `train` is given, training behind
-            these, of zeros and of shared values. The best of those that hold it is the result, `result.ladder` tells
-            of all. See docs/short_codes.md.
+        flash_bytes: budget of the file, a number or like "64KB". Exact steps come first, then codes that TFLM decodes,
+            then 4 bits and shorter codes (`kquant.shorten_codes`) and distillation on the samples; where `train` is
+            given, training behind these, of zeros and of shared values. The best of those that hold it is the result,
+            `result.ladder` tells of all. See docs/short_codes.md.
         evaluate: `(keras model) -> float`, higher is better, for `flash_bytes`; without it outputs are compared with
             the float model's.
         folder: for what `flash_bytes` has finished; a run that was stopped goes on from there, with an `evaluate` that
@@ -172,7 +172,7 @@ class _Asked:
     verbose: bool
 
 
-def _check_boxes(model: keras.Model, detection: Detection, making: _Making, flash_bytes: int | None) -> None:
+def _check_boxes(model: keras.Model, detection: Detection, making: _Making, flash_bytes: int | str | None) -> None:
     """Refuse a head that the file cannot choose boxes of, before anything is quantized."""
     if flash_bytes is not None:
         raise ValueError(
@@ -193,7 +193,7 @@ def _refuse_alone(**given: Any) -> None:
         raise ValueError(f"compress: {said} for a byte budget; give flash_bytes=, or {left}.")
 
 
-def _check_stored(flash_bytes: int | None, form: FileOptions) -> None:
+def _check_stored(flash_bytes: int | str | None, form: FileOptions) -> None:
     """Refuse what `export` would, hours later."""
     if flash_bytes is None:
         storing_of(form.get("compression"), form.get("decode_budget"))

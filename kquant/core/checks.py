@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import re
 from functools import partial
 from typing import Any, TypeVar
 
@@ -122,8 +123,24 @@ def check_count(where: str, name: str, value: Any) -> None:
         raise ValueError(f"{where}: {name} must be 1 or more. Received: {value!r}.")
 
 
+UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+
+
+def bytes_of(text: str) -> int | None:
+    """`256KB` -> 262144, as the memories of devices are counted; `1.5MB`, or bytes without a unit. None: no such size.
+
+    Example:
+        >>> bytes_of("256KB"), bytes_of("1.5 MiB"), bytes_of("4096"), bytes_of("0.5"), bytes_of("many")
+        (262144, 1572864, 4096, None, None)
+    """
+    given = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kmg])i?b?|b)?", text.strip().lower())
+    amount = 0.0 if given is None else float(given[1]) * UNITS[given[2] or ""]
+    # a part of a byte is a slip; 1.3KB is 1,331 bytes
+    return None if given is None or amount < 1.0 or (not given[2] and amount != int(amount)) else int(amount)
+
+
 def whole_budget(where: str, name: str, value: Any, of: str = "bytes", least: int = 1) -> int:
-    """A budget as an int: whole floats and the whole numbers of NumPy are taken, too.
+    """A budget as an int: whole floats and the whole numbers of NumPy are taken, too; of bytes "64KB" as well.
 
     Args:
         where: what the message starts with.
@@ -139,14 +156,19 @@ def whole_budget(where: str, name: str, value: Any, of: str = "bytes", least: in
         >>> whole_budget("estimate", "flash_bytes", 64e3)
         64000
         >>> whole_budget("estimate", "flash_bytes", "64KB")
+        65536
+        >>> whole_budget("estimate", "flash_bytes", 0.5)
         Traceback (most recent call last):
-        ValueError: estimate: flash_bytes must be a whole number of bytes, 1 or more, like 64 * 1024. Received: '64KB'.
+        ValueError: estimate: flash_bytes must be a whole number of bytes, 1 or more, like "64KB". Received: 0.5.
     """
+    given, counts_bytes = value, of.startswith("bytes")
+    if isinstance(value, str) and counts_bytes:
+        value = bytes_of(value)
     number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
     if not math.isfinite(number) or number != int(number) or number < least:
+        like = '"64KB"' if counts_bytes else "1_000_000"
         raise ValueError(
-            f"{where}: {name} must be a whole number of {of}, {least} or more, like 64 * 1024. Received: "
-            f"{shown(value)}."
+            f"{where}: {name} must be a whole number of {of}, {least} or more, like {like}. Received: {shown(given)}."
         )
     return int(number)
 

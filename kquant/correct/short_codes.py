@@ -46,7 +46,7 @@ def shorten_codes(
     data: Any,
     *,
     strength: float = 1e-7,
-    flash_bytes: int | None = None,
+    flash_bytes: int | str | None = None,
     strip_names: bool = False,
     io: IO = "model",
     decode_budget: int | None = None,

@@ -22,6 +22,7 @@ import numpy as np
 
 from kquant import targets
 from kquant.core.checks import check_score, whole_budget
+from kquant.core.messages import warn
 from kquant.core.progress import tqdm
 from kquant.core.result import Result
 from kquant.files.destination import check_folder
@@ -97,8 +98,8 @@ def mixed_precision(
     model: keras.Model,
     data: Any,
     *,
-    flash_bytes: int | None = None,
-    arena_bytes: int | None = None,
+    flash_bytes: int | str | None = None,
+    arena_bytes: int | str | None = None,
     bit_macs: int | None = None,
     widths: Sequence[str] = ("int4", "int8"),
     target: str = targets.DEFAULT,
@@ -116,7 +117,7 @@ def mixed_precision(
     Args:
         model: a built float Keras model.
         data: representative samples, see `kquant.calibrate`.
-        flash_bytes: the budget: size of the file. One budget is to be given.
+        flash_bytes: the budget: size of the file, a number or like "64KB". One budget is to be given.
         arena_bytes: the budget: RAM of the tensors in TFLM (target "tflm", or another whose file names an `arena`).
         bit_macs: the budget: multiplications times bits of weights times bits of activations.
         widths: "int8" and one or both of "int4" (weights) and "int16" (activations); those the target has no kernel for
@@ -132,7 +133,8 @@ def mixed_precision(
         verbose: show a progress bar.
 
     Returns:
-        The chosen model, its recipe, and the measured points.
+        The chosen model, its recipe, and the measured points. Where nothing holds the budget, the model of the fewest
+        bits with `ok` False, and a warning says so.
 
     Raises:
         ValueError: not one budget, unknown widths or none of 8 bits, an `evaluate` that gives no number, or a
@@ -156,7 +158,7 @@ def mixed_precision(
 class Wanted:
     """Arguments of `mixed_precision`."""
 
-    budget: dict[str, int | None]
+    budget: dict[str, int | str | None]
     widths: tuple[str, ...]
     target: str
     recipe: Recipe
@@ -221,8 +223,22 @@ def mixed(
         if steps:
             chosen = way.measured(final, chosen.moves, bar, qmodel)
             ok = _cost(chosen, unit) <= limit
+    if not ok:
+        _warn_over(unit, limit, chosen)
     ordered = tuple(sorted((point for point, _ in tried), key=lambda p: -_cost(p, unit)))
     return Mixed(qmodel, final, (unit, limit), tuple(moves), ordered, chosen, ok, tuple(made))
+
+
+def _warn_over(unit: str, limit: int, chosen: Point) -> None:
+    """Say that the result does not hold the budget, and what takes more: it is a model all the same, and `ok` False."""
+    also = (
+        "; kquant.compress(model, data, path=..., flash_bytes=...) shortens codes as well, and ends where nothing holds"
+    )
+    warn(
+        f"mixed_precision: no widths that were tried hold {unit}={limit:,}; the result has {_cost(chosen, unit):,.0f}, "
+        f"its layers at the fewest bits. Fewer channels take less (kquant.prune_channels)"
+        f"{also if unit == 'flash_bytes' else ''}."
+    )
 
 
 def _most_models(counts: np.ndarray, tries: int, corrected: bool) -> int:
@@ -262,7 +278,7 @@ def _check_widths(widths: Sequence[str]) -> None:
         )
 
 
-def _budget(given: dict[str, int | None], target: str) -> tuple[str, int]:
+def _budget(given: dict[str, int | str | None], target: str) -> tuple[str, int]:
     budgets = {name: value for name, value in given.items() if value is not None}
     if len(budgets) != 1:
         names = ", ".join(get_args(Budget))

@@ -44,8 +44,8 @@ def estimate(
     input_shape: Any = None,
     io: IO = "model",
     compression: Compression = None,
-    flash_bytes: int | None = None,
-    arena_bytes: int | None = None,
+    flash_bytes: int | str | None = None,
+    arena_bytes: int | str | None = None,
 ) -> Estimate:
     """Tell what a model will take on a target, before it is trained: flash, arena, multiplications, operators.
 

@@ -255,7 +255,12 @@ def test_every_point_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_chosen_is_the_model_behind_the_steps_where_nothing_fits() -> None:
-    found = kquant.mixed_precision(MODEL, X, flash_bytes=10, points=2, steps=("bias",), evaluate=sqnr, verbose=False)
+    with pytest.warns(
+        UserWarning, match=r"hold flash_bytes=10; the result has [\d,]+, .*kquant\.prune_channels.*compress"
+    ):
+        found = kquant.mixed_precision(
+            MODEL, X, flash_bytes=10, points=2, steps=("bias",), evaluate=sqnr, verbose=False
+        )
     before = found.points[-1]
     assert found.chosen.moves == before.moves == len(found.moves) and not found.ok
     assert found.chosen.score == sqnr(found.model) != before.score
