@@ -9,7 +9,7 @@ from kquant.analysis.results import SPLIT, Analysis, Finding, LayerReport, Tenso
 from kquant.core.messages import first_of
 from kquant.report.cards import share_of
 from kquant.report.drawing import Scale, box, dots, gridlines, line, stairs, upright
-from kquant.report.pages import decibels, figure, gained, how, is_share, is_sqnr, share
+from kquant.report.pages import NOTHING, decibels, figure, gained, how, is_share, is_sqnr, share
 from kquant.report.sheet import Cell, Grid, Label, Note, Plot, Section, Shape, card, grid_of, sections, with_bars
 from kquant.report.tables import page
 
@@ -39,8 +39,7 @@ def measured(a: Analysis, value: float) -> str:
 @sections.register
 def _analysis(a: Analysis) -> Iterator[Section]:
     yield Section("sizes", "By what is quantized", _uncertainty(a), grids=(_stages(a),))
-    none = "Nothing stands out: no cause that kquant knows shows in these samples."
-    notes = tuple(_notes(a.findings, is_sqnr(a))) or (Note("No finding", none),)
+    notes = tuple(_notes(a.findings, is_sqnr(a))) or (Note("No finding", NOTHING),)
     yield Section("answers", "Why is it not more accurate?", notes=notes)
     plots = (_along(a.layers), *_sensitivity_plot(a, a.layers))  # all of them: numbers are those of the table
     quiet = "" if len(plots) > 1 or not any(r.sensitivity for r in a.layers) else f" {QUIET}"

@@ -23,6 +23,9 @@ def _analysis(a: Analysis) -> Page:
     )
 
 
+NOTHING = "Nothing stands out: no cause that kquant knows shows in these samples."
+
+
 def headline(a: Analysis) -> str:
     """The result in one line."""
     shown = [f"{100 * v:.1f} %" if is_share(a.metric, v) else figure(v) for v in (a.float_value, a.value)]
@@ -45,6 +48,8 @@ def is_share(metric: str, value: float) -> bool:
 
 def facts(a: Analysis) -> Iterable[str]:
     """Figures of the whole model."""
+    if not a.findings:
+        yield NOTHING
     if not is_sqnr(a):
         yield f"SQNR of the outputs {figure(a.sqnr_db)} dB"
     yield (
@@ -126,7 +131,8 @@ def _sensitivities(a: Analysis) -> Table:
         for r in a.layers
         if (s := r.sensitivity) is not None
     )
-    title = f"Sensitivity: {a.metric}, with these quantized; loss gone with it in float (these do not add up)"
+    title = f"Sensitivity: {a.metric}, with these quantized; loss gone with it in float (these do not add up; "
+    title += "below 0 its noise makes up for that of others)"
     return Table(title, columns, rows, columns[1:])
 
 

@@ -122,7 +122,8 @@ def test_a_healthy_model_has_no_cause_for_a_sample_or_two(healthy: Any) -> None:
     assert healthy.findings == () and not healthy.is_sure and healthy.by_chance > 0.1
     said = " ".join(report.render(healthy).split())
     assert f"{lost} of 256 samples lost, which is within chance" in said
-    assert "By SQNR nothing needs to be done" in said
+    assert "By SQNR nothing needs to be done" in said and "Nothing stands out" in said
+    assert "below 0 its noise makes up for that of others" in said
 
 
 def test_one_layer_is_the_most_sensitive() -> None:
