@@ -11,7 +11,7 @@ import keras
 
 from kquant import targets
 from kquant.core.callers import telling
-from kquant.core.checks import check_score, whole_budget
+from kquant.core.checks import check_count, check_score, whole_budget
 from kquant.core.messages import first_of, warn
 from kquant.core.renamed import renamed
 from kquant.core.result import Result
@@ -130,6 +130,8 @@ def compress(
         0
     """
     check_keras(model, "compress")
+    if limit is not None:
+        check_count("compress", "limit", limit)
     check_file_options("compress", form)
     destination(path, "compress", "model.tflite")  # before hours of work
     _check_stored(flash_bytes, form)

@@ -69,7 +69,7 @@ def check_static(name: str, inputs: Any) -> None:
         if any(n is None for n in t.shape[1:]):
             like = tuple(None if i == 0 else n or 96 for i, n in enumerate(t.shape))
             raise ValueError(
-                f"{name}: input '{t.name}' has the open shape {t.shape}; a microcontroller needs a static one. Say "
+                f"{name}: input '{t.name}' has the open shape {t.shape}; a TFLite file has static ones. Say "
                 f"which, with the batch axis: kquant.quantize(model, input_shape={like})."
             )
         if any(n == 0 for n in t.shape[1:]):

@@ -446,7 +446,7 @@ def _explain(error: Any, section: type[BaseModel]) -> str:
     path = ".".join(str(p) for p in error["loc"])
     # a wrong value: pydantic says what it wants
     if error["type"] != "extra_forbidden":
-        said = error["msg"].removeprefix("Value error, ").rstrip(".")
+        said = _wanted(error, section) or error["msg"].removeprefix("Value error, ").rstrip(".")
         # a message of ours has told what was received
         if not path and section is Recipe:
             return f"{said}."
@@ -462,6 +462,24 @@ def _explain(error: Any, section: type[BaseModel]) -> str:
                 "for weights."
             )
     return f"unknown key '{path}'.{did_you_mean(error['loc'][-1], known)} Known here: {', '.join(known)}."
+
+
+def _wanted(error: Any, section: type[BaseModel]) -> str:
+    """What was expected, where pydantic says less: both ends of what a number may be, and lists by TOML's name."""
+    if error["type"] == "tuple_type":
+        return "expected a list, like [{ ... }]"
+    if error["type"] not in ("greater_than_equal", "less_than_equal"):
+        return ""
+    named = {**SECTIONS, "rules": LayerRule}
+    table = next((named[str(part)] for part in reversed(error["loc"][:-1]) if str(part) in named), section)
+    field = table.model_fields.get(str(error["loc"][-1]))
+    ends = [
+        getattr(limit, end)
+        for end in ("ge", "le")
+        for limit in (field.metadata if field else ())
+        if hasattr(limit, end)
+    ]
+    return f"expected {ends[0]} to {ends[1]}" if len(ends) == 2 else ""
 
 
 def _keys_at(loc: tuple[Any, ...], section: type[BaseModel]) -> list[str]:

@@ -183,11 +183,16 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"name": "r", "rules": [{"layer": "a"}, {"layer": "b", "weights": {"bitz": 4}}]},
         r"rules.1.weights: unknown key 'bitz'. Did you mean 'bits'\?",
     ),
-    "value": ({"name": "r", "activations": {"bits": 77}}, "activations.bits: .*less than or equal to 16. Received: 77"),
+    "value": ({"name": "r", "activations": {"bits": 77}}, "activations.bits: expected 2 to 16. Received: 77"),
     "value inside a rule": (
         {"name": "r", "rules": [{"layer": "a", "weights": {"bits": 1}}]},
-        "rules.0.weights: bits: .*Received: 1",
+        "rules.0.weights: bits: expected 2 to 8. Received: 1",
     ),
+    "one rule, no list": (
+        {"rules": {"layer": "a"}},
+        r"rules: expected a list, like \[\{ ... \}\]. Received: {'layer': 'a'}",
+    ),
+    "one step, no list": ({"steps": "calibrate"}, r"steps: expected a list, like .*Received: 'calibrate'"),
     "type": ({"name": "r", "fold": "maybe"}, "fold: .*boolean.*Received: 'maybe'"),
     "asymmetric weights": ({"name": "r", "weights": {"symmetric": False}}, "weights.symmetric: .*Received: False"),
     "rule without condition": (
