@@ -136,7 +136,7 @@ def test_a_recipe_prunes_a_table_in_the_quantized_model_too(words, tmp_path):
 
 
 @pytest.mark.parametrize("limit", [0, 2.5, True])
-def test_a_limit_is_refused_by_the_name_of_the_verb(limit: Any) -> None:
+def test_a_limit_is_refused_by_the_name_of_the_verb(limit):
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     with pytest.raises(ValueError, match=rf"^compress: limit must be 1 or more. Received: {limit}"):
         kquant.compress(model, np.ones((40, 4), "float32"), path="never.tflite", limit=limit)

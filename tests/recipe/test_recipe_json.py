@@ -122,7 +122,7 @@ def test_regexes_of_names_are_patterns(regex, pattern):
         (changed("op_config.weight_tensor_config.algorithm_params", {}), "algorithm_params: it has no counterpart"),
         (changed("op_config.activation_tensor_config.dtype", "UINT"), "dtype: UINT; kquant computes in int8 and int16"),
         (changed("op_config.activation_tensor_config.granularity", "CHANNELWISE"), "activations have one scale"),
-        (changed("op_config.weight_tensor_config.num_bits", 32), "weights: bits: Input should be"),
+        (changed("op_config.weight_tensor_config.num_bits", 32), "weights: bits: expected 2 to 8"),
         (changed("extra", 1), r"entry 1\.extra: it has no counterpart"),
         ({"regex": ".*", "operation": "*"}, "algorithm_key: it is missing"),
         ({**changed("algorithm_key", "float_casting")}, "dtype: float_casting means FLOAT of 16 bits"),
