@@ -53,8 +53,9 @@ def estimate(
 
     The file is written in memory, with made-up ranges in place of those of data: the same operators, tensors and bytes
     as those of the trained model. Of a model with batch norms that saw data these tell the ranges, and what they prove
-    that no output depends on is left out, as `kquant.export` does. TensorFlow Lite Micro prepares the file, where the
-    `micro` extra is installed.
+    that no output depends on is left out, as `kquant.export` does. Heads that a join gives out as one count with
+    16 bits where `heads = "apart"` holds: `kquant.calibrate` gives those of like ranges 8. TensorFlow Lite Micro
+    prepares the file, where the `micro` extra is installed.
 
     Args:
         model: a built float Keras 3 model, trained or not.
