@@ -23,7 +23,9 @@ pytestmark = pytest.mark.filterwarnings(
     r"ignore:calibrate. .* the mask leaves out steps between real ones",
     r"ignore:calibrate. .*real steps at an end of some samples",
     r"ignore:calibrate. the sound of input",
-    "ignore:quantize. an output of the model joins values",
+    "ignore:.* what it draws in training",
+    "ignore:quantize. an output of the model joins heads",
+    "ignore:calibrate. what an output of the model joins has ranges that are alike",
 )
 
 GRAPHS = 40

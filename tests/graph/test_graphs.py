@@ -34,6 +34,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:calibrate. the range differs more than 2 times",
     "ignore:calibrate. these tensors carry hardly any signal",
     "ignore:quantize. an output of the model joins heads whose ranges may differ",
+    "ignore:calibrate. what an output of the model joins has ranges that are alike",
 )
 
 NAMES = sorted(graph_cases.CASES)

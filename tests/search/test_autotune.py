@@ -342,6 +342,7 @@ def test_the_programme_is_exact() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:quantize. an output of the model joins heads")
+@pytest.mark.filterwarnings("ignore:calibrate. what an output of the model joins has ranges that are alike")
 def test_the_programme_beats_the_way_where_its_steps_are_too_large(tmp_path: Path) -> None:
     """Of all budgets the one where, by the sum of noises, the way loses most against the programme."""
     keras.utils.set_random_seed(7)
