@@ -6,8 +6,9 @@ They are operations of TensorFlow in graphs, with weights that are constants the
     sums  = conv(bytes, w) + bias + lowest sum(w)       int32
 
 What lies beyond the border of an image counts as byte 0, so that kernels which reach there need `lowest = 0`, as behind
-a ReLU. The kernels add the bias in float32: they are used where no sum can reach 2**24, beside processors on which they
-give the integers that they should (`are_exact`): without instructions for such products oneDNN sums them in 16 bits.
+a ReLU. The kernels add the bias in float32, as layers do in `q(x)`. They are used where no sum of products can reach
+2**24, on processors on which they give the integers that they should (`are_exact`): without instructions for such
+products oneDNN sums them in 16 bits.
 """
 
 from __future__ import annotations
