@@ -36,6 +36,8 @@ from kquant.views.quantized_model import read
 
 # Less than half a decibel is what another order of the same sums gives.
 LEAST_DB = 0.5
+# Outputs with so little noise are the float model's for every purpose: what gains more is no better.
+ENOUGH_DB = 40.0
 # Half of the noise is a difference that samples would show, were there more of them.
 ALIKE_DB = 3.0
 Metric = Callable[[Any], float]
@@ -138,10 +140,11 @@ def _with_best(finding: Finding, gains: dict[str, Gain | None], trials: Trials) 
     finding = replace(finding, tried=bool(finding.candidates))
     gained = [(change, gain) for change in finding.candidates if (gain := gains[change]) is not None]
     if trials.metric is None:
-        best = _cheapest_of_best_db([(change, gain) for change, gain in gained if gain.sqnr_db >= LEAST_DB])
+        helping = [(change, gain) for change, gain in gained if gain.sqnr_db >= LEAST_DB]
+        best = _cheapest_of_best_db(helping, trials.sqnr_db)
     else:
         samples = len(trials.data[0]) if trials.data else 0
-        best = _best_by_metric(gained, Gain(0.0, 0.0, trials.right), trials.real, samples)
+        best = _best_by_metric(gained, Gain(0.0, trials.sqnr_db, trials.right), trials.real, samples)
     return finding if best is None else replace(finding, remedy=best[0], gain=best[1])
 
 
@@ -150,7 +153,7 @@ def _best_by_metric(gained: Sequence[Remedy], start: Gain, real: Gain, samples: 
 
     Args:
         gained: what was tried.
-        start: the model as it is.
+        start: the model as it is: `sqnr_db` is its own.
         real: the float model.
         samples: that were analyzed.
     """
@@ -158,7 +161,8 @@ def _best_by_metric(gained: Sequence[Remedy], start: Gain, real: Gain, samples: 
     sure = [(change, gain) for change, gain in kept if is_sure(gain.value, samples, gain.right, start.right)]
     if not sure:
         # what chance makes of the metric says nothing either way, and noise is not counted in samples
-        return _cheapest_of_best_db([(c, gain) for c, gain in kept if gain.value >= 0.0 and gain.sqnr_db >= LEAST_DB])
+        helping = [(c, gain) for c, gain in kept if gain.value >= 0.0 and gain.sqnr_db >= LEAST_DB]
+        return _cheapest_of_best_db(helping, start.sqnr_db)
     return _cheapest_of_best(sure, real, samples)
 
 
@@ -175,9 +179,11 @@ def _cheapest_of_best(sure: Sequence[Remedy], real: Gain, samples: int) -> Remed
     return min((pair for pair in sure if is_as_good(pair[1])), key=lambda pair: _cost(pair[0]))
 
 
-def _cheapest_of_best_db(helping: Sequence[Remedy]) -> Remedy | None:
+def _cheapest_of_best_db(helping: Sequence[Remedy], start_db: float) -> Remedy | None:
+    """Of those that reach most, or `ENOUGH_DB`, the cheapest."""
     best = max((gain.sqnr_db for _, gain in helping), default=0.0)
-    equal = [(change, gain) for change, gain in helping if gain.sqnr_db >= best - LEAST_DB]
+    wanted = min(best - LEAST_DB, max(ENOUGH_DB - start_db, LEAST_DB))
+    equal = [(change, gain) for change, gain in helping if gain.sqnr_db >= wanted]
     return min(equal, key=lambda pair: _cost(pair[0]), default=None)
 
 
@@ -209,13 +215,29 @@ def best_remedy(analysis: Analysis, is_sqnr: bool = True) -> str:
         is_sqnr: no metric of the caller's was given.
     """
     gained = [(f.remedy, f.gain) for f in analysis.findings if f.gain is not None and f.remedy != SPLIT]
-    if is_sqnr:
-        best = _cheapest_of_best_db(gained)
+    sure = [(change, gain) for change, gain in gained if is_sure(gain.value, analysis.samples)]
+    if is_sqnr or not sure:
+        best = _cheapest_of_best_db(gained, analysis.sqnr_db)
     else:
-        sure = [(change, gain) for change, gain in gained if is_sure(gain.value, analysis.samples)]
         real = Gain(analysis.float_value - analysis.value, math.inf)
-        best = _cheapest_of_best(sure, real, analysis.samples) if sure else _cheapest_of_best_db(gained)
+        best = _cheapest_of_best(sure, real, analysis.samples)
     return "" if best is None else best[0]
+
+
+def splits_best(analysis: Analysis, is_sqnr: bool = True) -> bool:
+    """Whether nothing gains more than columns that the application divides, see `SPLIT`.
+
+    Args:
+        analysis: with tried remedies.
+        is_sqnr: no metric of the caller's was given.
+    """
+
+    def worth(gain: Gain) -> float:
+        return gain.sqnr_db if is_sqnr else gain.value
+
+    gains = [(f.remedy == SPLIT, worth(f.gain)) for f in analysis.findings if f.gain is not None]
+    split = [value for is_split, value in gains if is_split]
+    return bool(split) and max(split) >= max((value for is_split, value in gains if not is_split), default=0.0)
 
 
 def with_remedy(qmodel: keras.Model, analysis: Analysis, is_sqnr: bool = True) -> Recipe:

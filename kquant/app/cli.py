@@ -73,6 +73,7 @@ app = typer.Typer(
 Labels = Annotated[
     Path | None, typer.Option("--labels", help="Class numbers (.npy) of the samples: tell the accuracy too")
 ]
+FEW = 64  # samples that a file is compared on
 CALIBRATION = "CALIBRATION.npz"  # in commands that are told: samples of the user's that the model is not judged by
 
 
@@ -156,23 +157,44 @@ def _quantized(given: Any, path: Path, data: Any, own: dict[str, Any], verbose: 
 
 def _say_remedy(analysis: Any, model: Path, options: dict[str, Any], apply: Path | None) -> None:
     """Commands that bring the remedy which gains most, as they are typed."""
+    from kquant.analysis.remedies import splits_best
     from kquant.analysis.results import SPLIT
 
+    source, stripping = model, []
+    if "target" not in options:  # quantized: its float function is in it still
+        source = Path(f"{model.stem}-float.keras")
+        stripping = [_stripping(model, source)]
+    split = splits_best(analysis, options.get("labels") is None)
+    if split:
+        lines = [*stripping, *_splitting(source, options, analysis.target)]
+        typer.echo("\nWith what gains most, where the application divides the columns:\n" + "\n".join(lines))
     if not any(f.gain is not None and f.remedy and f.remedy != SPLIT for f in analysis.findings):
         return
     written = apply or Path("better.toml")
     lines = [told("analyze", model, {**options, "apply": written})] if apply is None else []
-    source = model
-    if "target" not in options:  # quantized: its float function is in it still
-        source = Path(f"{model.stem}-float.keras")
-        lines.append(_stripping(model, source))
+    lines += stripping
     # labelled samples are those that it is judged by: a model calibrated on them would be told better than it is
     read: dict[str, Any] = {name: options.get(name) for name in ("data", "scale")}
     if options.get("labels") is not None:
         read = {"data": CALIBRATION, "test": read["data"], "labels": options["labels"], "scale": read["scale"]}
     how = {**read, "recipe": written, "target": analysis.target, "folder": "better/"}
     lines.append(told("compress", source, how))
-    typer.echo("\nWith what gains most:\n" + "\n".join(lines))
+    head = "With what gains most where the application stays as it is" if split else "With what gains most"
+    typer.echo(f"\n{head}:\n" + "\n".join(lines))
+
+
+def _splitting(source: Path, options: dict[str, Any], target: str) -> list[str]:
+    """Commands that take the scaling of columns out of a float model, and compress what is left."""
+    labels, scale, test = options.get("labels"), options.get("scale"), options["data"]
+    given = [test] if labels is None else [Path(CALIBRATION), test]  # the first tells the widths
+    read = [word for path in given for word in ("--data", str(path))]
+    scaled = [] if scale is None else ["--scale", str(scale)]
+    first = shlex.join(["kquant", "split", str(source), *read, "--folder", "split/", *scaled])
+    behind = [f"split/{path.stem}.npz" for path in given]
+    how: dict[str, Any] = {"data": behind[0], "recipe": options.get("recipe"), "target": target, "folder": "better/"}
+    if labels is not None:
+        how |= {"test": behind[1], "labels": labels}
+    return [first, told("compress", Path("split") / source.name, how)]
 
 
 def _stripping(model: Path, source: Path) -> str:
@@ -338,15 +360,16 @@ def verify(
     agreement: Annotated[float, typer.Option("--agreement", help="dB to reach on one that rounds otherwise")] = 20.0,
     labels: Labels = None,
     scale: Scale = 1.0,  # type: ignore[assignment]
-    limit: Limit = 64,
+    limit: Limit = None,
     as_json: Json = False,
 ) -> None:
-    """Compare a .tflite file with the quantized model that it was exported from."""
+    """Compare a .tflite file with the quantized model that it was exported from: on 64 samples, with labels all."""
     from kquant import report
     from kquant.app import answers_right, command_files
     from kquant.exporting.verification import verify as run_verify
     from kquant.runtime.running import predict as run_predict
 
+    limit = FEW if limit is None and labels is None else limit  # codes differ in a few or not at all; shares want all
     qmodel = command_files.load_model(model)
     arrays = command_files.load_data(data, command_files.inputs_of(qmodel), scale=scale, limit=limit)
     judge = None if labels is None else command_files.load_labels(labels, limit=limit)

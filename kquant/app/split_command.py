@@ -74,6 +74,8 @@ def _tell(parts: SplitModel, before: Path, after: Path, arrays: dict[Path, Path]
     typer.echo(f"{after}: the rest, for kquant compress")
     for source, path in arrays.items():
         typer.echo(f"{path}: {source} behind {before.name}")
+    if arrays:
+        typer.echo("Samples to test with go the same way: give --data again in this call; the first tells the widths.")
 
 
 def _refuse_twice(taken: dict[Path, object], made: dict[Path, Path]) -> None:

@@ -203,7 +203,6 @@ def export(
     _check_test(streaming, test)
     _check_choice(streaming, strip_names, test, detection)
     storing = storing_of(compression, decode_budget)
-    warn_of_steps("export", qmodel, "The file is made")
     place = destination(path, "export", "model.tflite").given
     results = Outputs([place] if encodings is None else [place, encodings], "export")
     beside = None
@@ -213,6 +212,7 @@ def export(
         beside = encodings_of(qmodel, encodings_version)
     with without_collection(), operations_as_kernels():
         lowered = lower(qmodel, shrink=shrink)
+        warn_of_steps("export", qmodel, "The file is made")  # of a model that has its ranges
         choice = None if detection is None else _choice(detection, lowered)
         files = to_files(lowered, Form(io, int(streaming), states, storing, about, strip_names, choice))
         file = _named(files, strip_names)

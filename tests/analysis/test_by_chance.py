@@ -14,8 +14,8 @@ import kquant
 from kquant import report
 from kquant.analysis.by_chance import by_chance, right_of
 from kquant.analysis.metrics import top1
-from kquant.analysis.remedies import Trials, best_remedy, told
-from kquant.analysis.results import Finding, Gain
+from kquant.analysis.remedies import Trials, _cheapest_of_best_db, best_remedy, splits_best, told
+from kquant.analysis.results import SPLIT, Finding, Gain
 from kquant.analysis.separately import Work
 from kquant.files.finished_work import Kept
 
@@ -145,3 +145,24 @@ def test_the_recipe_that_is_written_has_the_cheapest_of_the_best() -> None:
     for order in (rows, rows[::-1]):
         given = {**vars(a), "findings": tuple(order), "value": start / SAMPLES, "float_value": real / SAMPLES}
         assert best_remedy(kquant.Analysis(**given), is_sqnr=False) == STEPS
+
+
+def test_a_cheap_remedy_that_is_enough_is_not_outbid() -> None:
+    """Decibels beyond what anybody needs do not pay for 16 bits; where the cheap one is not enough, they do."""
+    rows = [(WIDE, Gain(0.0, 46.0)), (STEPS, Gain(0.0, 41.0))]
+    assert _cheapest_of_best_db(rows, 2.6) == rows[1]
+    assert _cheapest_of_best_db(rows, -10.0) == rows[0]
+    assert _cheapest_of_best_db([], 2.6) is None
+
+
+def test_splitting_is_named_first_where_it_gains_most() -> None:
+    model, x, labels = network()
+    q = kquant.calibrate(kquant.quantize(model), x, verbose=False)
+    a = kquant.analyze(q, x, top1(labels), remedies=False, sensitivity=False, verbose=False)
+    for gain, best in ((0.6, True), (0.4, False)):
+        rows = (
+            Finding("x", "b", "", remedy=SPLIT, gain=Gain(gain, 39.0)),
+            Finding("c", "d", "", remedy=WIDE, gain=Gain(0.5, 20.0)),
+        )
+        assert splits_best(kquant.Analysis(**{**vars(a), "findings": rows}), is_sqnr=False) is best
+    assert not splits_best(a)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 from keras import layers
 from typer.testing import CliRunner
 
+import kquant
 from kquant.app.cli import app
 
 ROWS = (np.random.default_rng(0).random((16, 3)) * [1, 100, 10000]).astype("float32")
@@ -75,3 +79,30 @@ def test_columns_are_divided_where_nothing_scales_and_export_is_told_the_widths(
         np.testing.assert_allclose(held["sensors"], (ROWS - mean) / std, rtol=1e-5)
         after = keras.models.load_model(work / "split/plain.keras")
         np.testing.assert_allclose(after(held["sensors"]), model(ROWS), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_analyze_prints_of_unlike_columns_works_when_it_is_pasted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Split and compress, float model and test samples included: no 16 bits, and nothing is lost."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 400)
+    x = np.stack([rng.normal(0.0, 1000.0, 400), 2.0 * y - 1.0 + rng.normal(0.0, 0.1, 400)], 1).astype(np.float32)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, name="head")], name="net")
+    model.layers[0].set_weights([np.array([[0.0, 0.0], [-1.0, 1.0]], np.float32), np.zeros(2, np.float32)])
+    q = kquant.calibrate(kquant.quantize(model, target="tflm"), x[:200], verbose=False)
+    q.save("quantized.keras")
+    np.savez("CALIBRATION.npz", x[:200])
+    np.savez("test.npz", x[200:])
+    np.save("y.npy", y[200:])
+    told = CliRunner().invoke(app, ["analyze", "quantized.keras", "--data", "test.npz", "--labels", "y.npy"])
+    lines = told.stdout.partition("where the application divides the columns:\n")[2].split("\n\n")[0].splitlines()
+    strip, *commands = [shlex.split(line) for line in lines]
+    subprocess.run([sys.executable, *strip[1:]], check=True)
+    done = [CliRunner().invoke(app, [*words[1:]]) for words in commands]
+    assert [one.exit_code for one in done] == [0, 0], done[-1].output
+    card = json.loads(Path("better/report.json").read_text())["card"]
+    assert card["file_accuracy"] == card["float_accuracy"] == 1.0
+    assert "INT16" not in Path("better/report.txt").read_text()
