@@ -31,6 +31,7 @@ from kquant.core.program import Operator, Program, Ref
 from kquant.core.spec import Encoding, QuantSpec
 from kquant.ops.loop_body import Body
 from kquant.ops.rule import Call, Rule, example
+from kquant.ops.spectrum import refuse_rate
 
 WIDE = QuantSpec(16, symmetric=True)
 SCALE = 64  # of the logarithms: six bits behind the point
@@ -207,6 +208,7 @@ def _refuse(op: MicroFrontend) -> None:
         raise ValueError(
             f"{where}full_scale={op.full_scale}. Set 1.0 where samples lie within -1 .. 1, 32768.0 for whole numbers."
         )
+    refuse_rate(op, where)
     if not 0 <= op.min_freq < op.max_freq <= op.sampling_rate / 2:
         raise ValueError(
             f"{where}bands from {op.min_freq} to {op.max_freq} Hz do not lie between 0 and half the sampling rate of "

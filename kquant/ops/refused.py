@@ -44,6 +44,10 @@ SORT = "no int8 kernel sorts; end the model before it and do it in the applicati
 RANK = (
     SORT + ". Boxes of a detector, from its raw outputs, are what kquant.Detection describes and kquant.detect chooses"
 )
+BEST = (
+    "kquant does not write it, though LiteRT has an operator for int8 (TOPK_V2); end the model before it and take the "
+    "largest in the application" + RANK.removeprefix(SORT)
+)
 RUNNING = "no int8 kernel adds along an axis step by step; write it as a Dense layer with a triangular kernel"
 CONDITION = "no int8 kernel asks for a condition of many values; write ops.max{} over the axes of one sample"
 LOOP = "the data say how often it runs, and a file has one sequence of operators; write a fixed number of steps"
@@ -79,7 +83,7 @@ OPERATIONS: dict[str, str] = {
     "Quantile": SORT,
     "Sort": RANK,
     "Sparsemax": "it sorts, and no int8 kernel does; use softmax",
-    "TopK": RANK,
+    "TopK": BEST,
 }
 
 

@@ -203,8 +203,18 @@ def _refuse_mel(op: Any, where: str, x: Any) -> None:
         raise ValueError(f"{where}top_db={op.top_db} leaves one value. Set it above 0 (Keras' default is 80).")
 
 
+def refuse_rate(op: Any, where: str) -> None:
+    """Samples come at some rate, of which every frequency is a part."""
+    if op.sampling_rate <= 0:
+        raise ValueError(
+            f"{where}sampling_rate={op.sampling_rate}. Set the samples per second that the model was trained with "
+            "(16000 for most speech), and bands below half of it."
+        )
+
+
 def taken_bins(op: Any, where: str) -> np.ndarray:
     """The bins that the bands of a layer take; bands that cannot be are refused."""
+    refuse_rate(op, where)
     if not 0 <= op.min_freq < op.max_freq <= op.sampling_rate / 2:
         raise ValueError(
             f"{where}bands from {op.min_freq} to {op.max_freq} Hz do not lie between 0 and half the sampling rate of "

@@ -215,8 +215,10 @@ def test_other_targets_and_runtimes_are_told_of_the_other_front_end(tmp_path: Pa
         ValueError, match=r"front \(MicroFrontend\).* SignalWindow, .*MelSpectrogram .* on target 'litert'"
     ):
         kquant.quantize(speaker(), target="litert")
-    for recipe in ("float16", {"name": "r", "rules": [{"layer": "front", "float": True}]}):
-        with pytest.raises(ValueError, match=r"front \(MicroFrontend\): it is to stay float, .* a static recipe"):
+    one = {"name": "r", "rules": [{"layer": "front", "float": True}]}
+    said = r"front \(MicroFrontend\): it is to stay float, .* a static recipe"
+    for recipe, words in (("float16", "recipe 'float16': its activations are floats"), (one, said)):
+        with pytest.raises(ValueError, match=words):
             kquant.quantize(speaker(), recipe, target="tflm")
         # no recipe helps there
         with pytest.raises(ValueError, match=r"it is to stay float.* SignalWindow.*target 'tflm' and .*MelSpectrogram"):
@@ -245,6 +247,7 @@ def test_other_targets_and_runtimes_are_told_of_the_other_front_end(tmp_path: Pa
             {"max_freq": 4100.0},
             "bands from 125.0 to 4100.0 Hz do not lie between 0 and half the sampling rate of 8000 Hz",
         ),
+        ({"sampling_rate": 0}, "sampling_rate=0. Set the samples per second"),
         ({"max_freq": 4000.0}, "SignalFilterBank does not take. Set max_freq to 3969 or less"),
         ({"num_mel_bins": 0}, "num_mel_bins=0"),
         ({"num_mel_bins": 160}, r"of its 160 bands \(the first is \d\) hold no bin of 256 samples at 8000 Hz"),

@@ -177,6 +177,7 @@ def test_cepstra_are_a_dense_layer_behind(tmp_path: Path) -> None:
 REFUSED = {
     "mag_exp=3": ({"mag_exp": 3.0}, "mag_exp=3.0.*Set mag_exp=1 or"),
     "too many bands": ({"num_mel_bins": 120}, r"\d+ of its 120 bands .*fewer num_mel_bins"),
+    "no rate": ({"sampling_rate": -1}, "sampling_rate=-1. Set the samples per second"),
     "above half the rate": ({"max_freq": 5000.0}, "5000.0 Hz do not lie between.*8000"),
     "longer than the clip": ({"fft_length": 4096, "sequence_length": 256}, "2000 samples are fewer than the 2049"),
     "nothing below the loudest": ({"top_db": 0.0}, "top_db=0.0"),
