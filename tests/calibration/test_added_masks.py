@@ -146,7 +146,7 @@ def test_sound_that_is_not_scaled_is_no_mask() -> None:
 
 
 def test_minus_infinity_itself_is_refused_with_what_helps() -> None:
-    with pytest.raises(ValueError, match="input 'mask': minus infinity among the values; .* write -1e9"):
+    with pytest.raises(ValueError, match="input 'mask': minus infinity among the values of .* write -1e9"):
         calibrated(network(), -np.inf)
     calibrated(network(), -1e9)
 

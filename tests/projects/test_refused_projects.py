@@ -91,7 +91,7 @@ def test_an_operator_without_a_kernel_is_refused_by_layer(tmp_path: Path) -> Non
     [
         (layers.Lambda(lambda t: keras.ops.sort(t, axis=-1), name="odd"), "int8", "odd (Lambda)"),
         (layers.ReLU(name="odd"), {"name": "f", "rules": [{"layer": "odd", "float": True}]}, "odd (ReLU)"),
-        (layers.ReLU(name="odd"), "float16", "odd (ReLU)"),
+        (layers.ReLU(name="odd"), "float16", "recipe 'float16': its activations are floats"),
     ],
     ids=["an operator", "a float layer", "a type"],
 )

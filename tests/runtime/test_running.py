@@ -136,8 +136,8 @@ def no_outputs(model: Any) -> None:
 
 
 EDITS = {
-    shape_of_the_input: "takes .samples, 1073741824, 1073741824.",
-    huge_tensors: "takes .samples|cannot run this file",
+    shape_of_the_input: "expected samples of shape .1073741824, 1073741824.",
+    huge_tensors: "expected samples of shape|cannot run this file",
     text_input: "is of type STRING; known are",
     scale_of_nan: "has the scale nan",
     no_outputs: "is damaged: IndexError: index",

@@ -159,10 +159,10 @@ def test_a_budget_keeps_the_arena():
 def test_arguments_that_do_not_go_together():
     with pytest.raises(ValueError, match="decode_budget is for weights that are decoded; give compression='auto'"):
         storing_of(None, 64)
-    for wrong in (-1, True, "4KB", float("nan"), 1.5):
+    for wrong in (-1, True, "4 apples", float("nan"), 1.5):
         with pytest.raises(ValueError, match="decode_budget must be a whole number of bytes of arena, 0 or more"):
             storing_of("auto", wrong)
-    assert storing_of("auto", 4e3).budget_bytes == 4000
+    assert storing_of("auto", 4e3).budget_bytes == 4000 and storing_of("auto", "4KB").budget_bytes == 4096
     for other in (("auto", "lut"), 3, True, kquant.Huffman, [kquant.Huffman], [], (), {"lut": 1}, [["lut"]]):
         with pytest.raises(ValueError, match="compression must be None, 'auto', 'lut'"):
             storing_of(other)
@@ -179,7 +179,7 @@ def test_arguments_that_do_not_go_together():
 def test_compress_refuses_a_form_before_any_work(flash_bytes, tmp_path, monkeypatch):
     monkeypatch.setattr("kquant.app.pipeline.prepare", lambda *_, **__: pytest.fail("it has begun"))
     model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
-    forms = [{"decode_budget": "4KB", "compression": "auto"}, {"io": "float"}, {"compression": 3}]
+    forms = [{"decode_budget": "4 apples", "compression": "auto"}, {"io": "float"}, {"compression": 3}]
     for form in forms:
         said = f"{next(iter(form))}.*Received: |leave compression=3 out"
         with pytest.raises(ValueError, match=said):
