@@ -205,11 +205,7 @@ def export(
     storing = storing_of(compression, decode_budget)
     place = destination(path, "export", "model.tflite").given
     results = Outputs([place] if encodings is None else [place, encodings], "export")
-    beside = None
-    if encodings is not None:
-        from kquant.calibration.aimet_encodings import encodings as encodings_of  # few ask for it, and all would wait
-
-        beside = encodings_of(qmodel, encodings_version)
+    beside = None if encodings is None else _beside(qmodel, encodings_version)
     with without_collection(), operations_as_kernels():
         lowered = lower(qmodel, shrink=shrink)
         warn_of_steps("export", qmodel, "The file is made")  # of a model that has its ranges
@@ -229,6 +225,13 @@ def export(
             new.write(encodings, f"{json.dumps(beside, indent=1)}\n".encode())
     uncounted = _uncounted(lowered, files, strip_names, check_runtimes)
     return _report(str(place), lowered, files, file, checked, states, card, uncounted)
+
+
+def _beside(qmodel: keras.Model, version: Version) -> dict[str, Any]:
+    """Scales and zero points, for a file of their own."""
+    from kquant.calibration.aimet_encodings import encodings  # few ask for it, and all would wait
+
+    return encodings(qmodel, version)
 
 
 def _report(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import keras
 import tensorflow as tf
 
 Thing = Literal["codes", "bytes", "grid", "sums", "single"]
@@ -38,3 +39,9 @@ def retyped(values: tf.Tensor, dtype: str) -> tf.Tensor:
     # float16 has 11 bits: the values are rounded here, the codes behind them must not be.
     made = carry(tf.cast(values, dtype), "codes", carried(values, "codes"))
     return carry(made, "single", values) if values.dtype == tf.float32 else made
+
+
+def float_like(y: Any) -> str:
+    """The dtype to hand on: integers (images as uint8) become real numbers here, as by a first Rescaling."""
+    name = keras.backend.standardize_dtype(y.dtype)
+    return name if "float" in name else "float32"

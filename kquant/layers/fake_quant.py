@@ -17,7 +17,7 @@ from kquant.core.spec import QuantSpec
 from kquant.graph.keras_private import own_states
 from kquant.graph.step_mask import is_other
 from kquant.layers import range_learner
-from kquant.layers.carried import carried, carry, retyped
+from kquant.layers.carried import carried, carry, float_like, retyped
 from kquant.layers.conversion import refuse_conversion
 from kquant.layers.integers import Origin, read, steps_of
 from kquant.layers.learned_ranges import replaced
@@ -148,7 +148,7 @@ class FakeQuant(keras.layers.Layer):
 
     def compute_output_spec(self, y: keras.KerasTensor, **_: Any) -> list[keras.KerasTensor]:
         """The tensor as it came, and its encoding."""
-        return [keras.KerasTensor(y.shape, _float_like(y)), keras.KerasTensor((2,), "float32")]
+        return [keras.KerasTensor(y.shape, float_like(y)), keras.KerasTensor((2,), "float32")]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As Keras calls a layer, without what it does around `call` where that has nothing to do."""
@@ -190,7 +190,7 @@ class FakeQuant(keras.layers.Layer):
         if not peek:
             show(self, site, y)
         if is_float(self):
-            return [tf.cast(y, _float_like(y)), zeros((2,))]
+            return [tf.cast(y, float_like(y)), zeros((2,))]
         # Under a mixed policy too: ranges and codes are taken in float32, as the device has its scales.
         real = tf.cast(y, tf.float32)
         if peek:
@@ -206,7 +206,7 @@ class FakeQuant(keras.layers.Layer):
                 attributes = {name: open_ended.get(name, value) for name, value in attributes.items()}
             origin = Origin(kernel, attributes, sources, encodings, source_bits, accumulator, sums)
             values, encoding = self._in_integers(real, origin)
-        return [retyped(values, _float_like(y)), encoding]
+        return [retyped(values, float_like(y)), encoding]
 
     def _in_training(
         self, y: tf.Tensor, encodings: Sequence[tf.Tensor], site: int, from_zero: bool
@@ -492,9 +492,3 @@ class FakeQuant(keras.layers.Layer):
             "padding": dict(self.padding),
             **({"unclipped": True} if self.unclipped else {}),
         }
-
-
-def _float_like(y: Any) -> str:
-    """The dtype to hand on: integers (images as uint8) become real numbers here, as by a first Rescaling."""
-    name = keras.backend.standardize_dtype(y.dtype)
-    return name if "float" in name else "float32"

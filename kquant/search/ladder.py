@@ -34,15 +34,14 @@ from kquant.graph.given_model import check_keras
 from kquant.graph.watched import state_kept
 from kquant.prepare.quantization import quantize
 from kquant.recipe.keys_apart import takes_recipe
-from kquant.recipe.recipe import Recipe, Step, load
+from kquant.recipe.recipe import Recipe, load
+from kquant.search.rung_recipes import observing, others, whole, widened, with_steps
 from kquant.search.search_state import rounded, search_state
 from kquant.tflite.file_content import file_content
 from kquant.tflite.lowering import lower
 from kquant.views.quantized_model import places, read
 from kquant.views.recipe_steps import RANGES
 
-OBSERVERS = ("mse", "percentile", "kl", "minmax")  # tried in this order; see docs/benchmarks.md
-WIDE = {"bits": 16, "observer": "minmax"}  # 65,536 codes need no clipping
 SAMPLES = 256  # that the sensitivity of layers is measured on
 ADVICE = (
     "train the best model: result.model.compile(...); result.model.fit(train, epochs=2) starts from its ranges; "
@@ -273,20 +272,20 @@ def score_of(evaluate: Callable[[keras.Model], float], model: keras.Model, which
 def _ladder(search: _Search, base: Recipe) -> Iterator[tuple[str, Recipe]]:
     """The rungs; each reads what is the best so far when its turn comes."""
     is_static = base.mode == "static"
-    ranges = [(f"{observer} ranges", _observing(base, observer)) for observer in _others(base) if is_static]
+    ranges = [(f"{observer} ranges", observing(base, observer)) for observer in others(base) if is_static]
     # the first rung is measured here, since what it raises is the caller's to see; the next ones meanwhile elsewhere
-    search.ahead([*ranges, ("equalization", _with_steps(base, "equalize", before=RANGES))] if is_static else [])
+    search.ahead([*ranges, ("equalization", with_steps(base, "equalize", before=RANGES))] if is_static else [])
     yield f"as given ({base.name})", base
     if not is_static:
         return
     yield from ranges
-    yield "equalization", _with_steps(search.recipe, "equalize", before=RANGES)
+    yield "equalization", with_steps(search.recipe, "equalize", before=RANGES)
     # each of the next two starts from here, whatever the other one gains
     plain, few = search.recipe, search.recipe.weights.bits < 8
     if "adaround" not in [step.name for step in plain.steps]:  # not both: the rounding sees to the means
         # with few bits the ranges come first: AdaRound only chooses between the two codes beside a weight
-        rounded = _with_steps(plain, "sequential-mse") if few else plain
-        both = [("bias correction", _with_steps(plain, "bias")), ("AdaRound", _with_steps(rounded, "adaround"))]
+        rounded = with_steps(plain, "sequential-mse") if few else plain
+        both = [("bias correction", with_steps(plain, "bias")), ("AdaRound", with_steps(rounded, "adaround"))]
         search.ahead(both)
         yield from both
     wide = any(op.int16x8 for op in targets.load(search.target).ops.values())
@@ -295,39 +294,10 @@ def _ladder(search: _Search, base: Recipe) -> Iterator[tuple[str, Recipe]]:
     counts = [1 << n for n in range(max(len(ranked) - 1, 0).bit_length())]
     parts = [(ranked[:count], few_bits) for count in counts for few_bits in [True] * few + [False] * wide]
     for place in range(len(parts)):
-        search.ahead([*(_widened(search.recipe, *part) for part in parts[place:]), *_whole(search.recipe, few, wide)])
-        yield _widened(search.recipe, *parts[place])
+        search.ahead([*(widened(search.recipe, *part) for part in parts[place:]), *whole(search.recipe, few, wide)])
+        yield widened(search.recipe, *parts[place])
     for place in range(few + wide):
-        yield _whole(search.recipe, few, wide)[place]
-
-
-def _others(base: Recipe) -> list[str]:
-    """Observers that are left to be tried."""
-    return [observer for observer in OBSERVERS if observer != base.activations.observer]
-
-
-def _observing(recipe: Recipe, observer: str) -> Recipe:
-    chosen = recipe.activations.model_copy(update={"observer": observer})
-    return recipe.model_copy(update={"activations": chosen})
-
-
-def _widened(recipe: Recipe, layers: Sequence[str], weights: bool) -> tuple[str, Recipe]:
-    """More bits for the weights, or the output, of some layers."""
-    setting, value = ("weights", {"bits": 8}) if weights else ("activations", WIDE)
-    rules = [{"layer": name, setting: value} for name in layers]
-    added = Recipe.model_validate({"name": "rules", "rules": rules}).rules
-    width = "8-bit weights" if weights else "16-bit activations"
-    plural = "layer" if len(layers) == 1 else f"{len(layers)} layers"
-    name = f"{width} for the most sensitive {plural}"
-    return name, recipe.model_copy(update={"rules": (*recipe.rules, *added)})
-
-
-def _whole(recipe: Recipe, few: bool, wide: bool) -> list[tuple[str, Recipe]]:
-    """More bits everywhere."""
-    eight = {"weights": recipe.weights.model_copy(update={"bits": 8})}
-    sixteen = {"activations": recipe.activations.model_copy(update=WIDE)}
-    given = [("8-bit weights", eight)] * few + [("16-bit activations", sixteen)] * wide
-    return [(name, recipe.model_copy(update=update)) for name, update in given]
+        yield whole(search.recipe, few, wide)[place]
 
 
 def _most_rungs(search: _Search, base: Recipe) -> int:
@@ -339,19 +309,9 @@ def _most_rungs(search: _Search, base: Recipe) -> int:
     layers = search.layers
     # 1, 2, 4, ... below the number of layers
     doublings = max(layers - 1, 0).bit_length()
-    before = 2 + len(_others(base))
+    before = 2 + len(others(base))
     rounded = 0 if "adaround" in [step.name for step in base.steps] else 2
     return before + rounded + (doublings + 1) * (few + wide)
-
-
-def _with_steps(recipe: Recipe, name: str, before: tuple[str, ...] = ()) -> Recipe:
-    """The recipe with one more step, at the end or before the first of some others."""
-    names = [step.name for step in recipe.steps]
-    if name in names:
-        return recipe
-    place = next((i for i, step in enumerate(names) if step in before), len(names))
-    steps = (*recipe.steps[:place], Step(name=name), *recipe.steps[place:])
-    return recipe.model_copy(update={"steps": steps})
 
 
 def tried(

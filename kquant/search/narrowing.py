@@ -19,7 +19,8 @@ from kquant.prepare.quantization import quantize
 from kquant.recipe.recipe import Recipe
 from kquant.runtime.arenas import arena_bytes
 from kquant.runtime.running import available
-from kquant.search.ladder import WIDE, score_of
+from kquant.search.ladder import score_of
+from kquant.search.rung_recipes import WIDE
 from kquant.tflite.file_content import file_content
 from kquant.tflite.lowering import lower
 

@@ -13,6 +13,7 @@ import new_process
 import numpy as np
 import pytest
 import tensorflow as tf
+from float_types import TYPES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers
@@ -27,13 +28,6 @@ from kquant.views.layer_table import rows
 pytestmark = pytest.mark.filterwarnings("ignore:quantize. .* simulated only")
 
 BITS = {"e4m3": 8, "e5m2": 8, "e3m2": 6, "e2m3": 6, "e2m1": 4}
-TYPES = {
-    "e4m3": ml_dtypes.float8_e4m3fn,
-    "e5m2": ml_dtypes.float8_e5m2,
-    "e3m2": ml_dtypes.float6_e3m2fn,
-    "e2m3": ml_dtypes.float6_e2m3fn,
-    "e2m1": ml_dtypes.float4_e2m1fn,
-}
 
 
 def reference(x: np.ndarray, kind: str, block: int = 32) -> np.ndarray:

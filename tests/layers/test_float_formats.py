@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tensorflow as tf
+from float_types import TYPES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,13 +23,6 @@ from kquant.core.float_formats import FLOAT_FORMATS, MX_BLOCK
 from kquant.core.quant_spec import FloatKind, QuantSpec
 from kquant.layers.nonuniform import on_grid
 
-TYPES = {
-    "e4m3": ml_dtypes.float8_e4m3fn,
-    "e5m2": ml_dtypes.float8_e5m2,
-    "e3m2": ml_dtypes.float6_e3m2fn,
-    "e2m3": ml_dtypes.float6_e2m3fn,
-    "e2m1": ml_dtypes.float4_e2m1fn,
-}
 X = np.random.default_rng(0).normal(size=(64, 8, 8, 3)).astype("float32")
 
 

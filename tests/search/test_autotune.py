@@ -156,7 +156,7 @@ def test_layers_that_cannot_be_analyzed_are_reported(monkeypatch: pytest.MonkeyP
         raise ValueError("no data")
 
     monkeypatch.setattr(importlib.import_module("kquant.search.ladder"), "analyzed", refuse)
-    monkeypatch.setattr(importlib.import_module("kquant.search.ladder"), "OBSERVERS", ())
+    monkeypatch.setattr(importlib.import_module("kquant.search.rung_recipes"), "OBSERVERS", ())
     monkeypatch.setitem(STEPS, "adaround", lambda qmodel, data, *, verbose=True: qmodel)
     found = kquant.autotune(MODEL, X, lambda m: float(m is MODEL), max_drop=0.5, verbose=False)
     assert [(r.name, r.failed) for r in found.rungs if r.failed] == [("sensitivity of the layers", "no data")]
